@@ -1,0 +1,170 @@
+"""AE-SAM and AE-LookSAM: Jiang, Yang, Zhang and Kwok, *An Adaptive Policy to Employ Sharpness-Aware Minimization*,
+ICLR 2023, https://openreview.net/forum?id=6Wl7-M2BC-.
+"""  # noqa: D205
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sam_algos.algorithm import Method
+from sam_algos.methods.looksam import Reuse
+from sam_algos.methods.sam import PNorm, SharpGradient
+from sam_algos.options import Finite, NonNegative, Positive, UnitInterval
+from sam_algos.parts import Decision, Memory, Parts, Policy, Step
+
+__all__ = ["AESAM", "AELookSAM", "GradientNorm"]
+
+
+@dataclass(frozen=True, repr=False)
+class GradientNorm(Policy):
+    """Sharp where the squared gradient norm is large for its recent past.
+
+    With ``x = ‖g‖²``, each step first updates ``μ ← δ μ + (1-δ) x`` and then ``σ² ← δ σ² + (1-δ) (x - μ)²``, and is
+    sharp iff ``x ≥ μ + c σ``, where ``c`` goes from ``λ₂`` to ``λ₁`` as training goes on:
+    ``c = (t/T) λ₁ + (1 - t/T) λ₂``. A gradient that is not finite gives a flat step and is forgotten.
+
+    Args:
+        delta (float): Forgetting factor ``δ`` in [0, 1). Default: ``0.9``.
+        lambda_1 (float): ``c`` at the end of training. Default: ``-1.0``.
+        lambda_2 (float): ``c`` at its beginning. Default: ``1.0``.
+        variance (float): ``σ²`` before the first step. It is absolute: lower it for a network whose squared
+            gradient norms are below its root. Default: ``exp(-10)``.
+    """
+
+    reads_gradient: ClassVar[bool] = True
+    reads_progress: ClassVar[bool] = True
+
+    delta: UnitInterval = 0.9
+    lambda_1: Finite = -1.0
+    lambda_2: Finite = 1.0
+    variance: NonNegative = math.exp(-10)
+
+    def initial(self) -> Memory:
+        """``μ = 0`` and ``σ² = variance``."""
+        return {"mean": 0.0, "variance": float(self.variance)}
+
+    def decide(self, memory: Memory, step: Step) -> Decision:
+        """``x ≥ μ + c σ``, with ``μ`` and ``σ`` updated by ``x`` before the test."""
+        x = step.grad_norm_value**2
+        if not math.isfinite(x):
+            return Decision(False, memory)
+        mean = self.delta * memory["mean"] + (1 - self.delta) * x
+        variance = self.delta * memory["variance"] + (1 - self.delta) * (x - mean) ** 2
+        done = step.progress or 0.0
+        threshold = mean + (done * self.lambda_1 + (1 - done) * self.lambda_2) * math.sqrt(variance)
+        return Decision(
+            x >= threshold, {"mean": mean, "variance": variance}, {"statistic": x, "threshold": threshold}
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class AESAM(Method):
+    """SAM where the gradient is large (`Jiang et al., 2023 <https://openreview.net/forum?id=6Wl7-M2BC->`_).
+
+    **Idea.** SAM's second gradient is worth its price where the loss is sharp. The squared gradient norm of the
+    mini-batch tells where that is, at the price of reading the gradient once.
+
+    **Equation.** A SAM step iff ``‖g‖² ≥ μ + c_t σ``, a plain step otherwise, with ``μ`` and ``σ²`` exponential
+    moving averages of ``‖g‖²`` and its variance, ``c_t = (t/T) λ₁ + (1 - t/T) λ₂``: see `GradientNorm`.
+
+    **Cost.** ``1 + f`` gradients per step, ``f`` the fraction of sharp steps (logged as ``sam/fraction``): about
+    0.5 where ``‖g‖²`` is normally distributed and less where its tail is heavy. No memory between steps but three
+    numbers; during a sharp step one copy of the parameters.
+
+    **Use it** as the first choice: most of SAM's gain for a cost you set with ``lambda_1`` and ``lambda_2``.
+    Lower values of both mean more SAM; the converse less.
+
+    Args:
+        rho (float): Radius of the perturbation. Default: ``0.05`` (as SAM).
+        delta (float): Forgetting factor of the averages. Default: ``0.9`` (the paper).
+        lambda_1 (float): Threshold factor at the end of training. Default: ``-1.0`` (the paper).
+        lambda_2 (float): Threshold factor at its beginning. Default: ``1.0`` (the paper).
+        synchronize (bool): See `Method`; AE-SAM always needs it. Default: ``False``.
+        nonfinite (str): See `Method`. Default: ``'pass'``.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> from sam_algos import AESAM
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = AESAM(rho=0.05).wrap(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model=model, total_steps=10)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).sub(3).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> _ = optimizer.step(closure)
+        >>> optimizer.metrics["sam/statistic"] >= optimizer.metrics["sam/threshold"]
+        True
+    """
+
+    rho: Positive = 0.05
+    delta: UnitInterval = 0.9
+    lambda_1: Finite = -1.0
+    lambda_2: Finite = 1.0
+
+    def parts(self) -> Parts:
+        """Where the gradient is large, the Euclidean ball, the sharp gradient."""
+        policy = GradientNorm(self.delta, self.lambda_1, self.lambda_2)
+        return Parts(policy, PNorm(self.rho), SharpGradient())
+
+
+@dataclass(frozen=True, repr=False)
+class AELookSAM(Method):
+    """LookSAM whose sharp steps are AE-SAM's (`Jiang et al., 2023 <https://openreview.net/forum?id=6Wl7-M2BC->`_).
+
+    **Idea.** Refresh LookSAM's direction where the gradient is large instead of every ``k`` steps.
+
+    **Equation.** Sharp iff ``‖g‖² ≥ μ + c_t σ`` (`GradientNorm`): a SAM step that refreshes ``g_v``. Otherwise
+    ``w ← w - η (g + α (‖g‖ / ‖g_v‖) g_v)`` (`Reuse`), or a plain step while there is no ``g_v`` yet.
+
+    **Cost.** ``1 + f`` gradients per step, ``f`` the fraction of sharp steps (logged as ``sam/fraction``), about
+    0.2 with the defaults. One tensor per parameter between steps, kept in the optimizer's state and its
+    checkpoint (4 bytes per parameter in float32); during a sharp step two copies of the parameters.
+
+    **Use it** where even AE-SAM's time hurts. ``alpha`` needs care: too large, and training fails.
+
+    Args:
+        rho (float): Radius of the perturbation. Default: ``0.05`` (as SAM).
+        alpha (float): Length of the reused direction in units of ``‖g‖``. Default: ``0.1`` (as LookSAM).
+        delta (float): Forgetting factor of the averages. Default: ``0.9`` (the paper).
+        lambda_1 (float): Threshold factor at the end of training. Default: ``0.0``.
+        lambda_2 (float): Threshold factor at its beginning. Default: ``2.0``. This pair is meant to reproduce the
+            paper's fraction of about 20 %; the logged fraction says what it does on your data.
+        synchronize (bool): See `Method`; AE-LookSAM always needs it. Default: ``False``.
+        nonfinite (str): See `Method`. Default: ``'pass'``.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> from sam_algos import AELookSAM
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = AELookSAM(alpha=0.1).wrap(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), model=model, total_steps=10)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).sub(3).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> _ = optimizer.step(closure)
+        >>> optimizer.metrics["sam/applied"]
+        1.0
+    """
+
+    rho: Positive = 0.05
+    alpha: NonNegative = 0.1
+    delta: UnitInterval = 0.9
+    lambda_1: Finite = 0.0
+    lambda_2: Finite = 2.0
+
+    def parts(self) -> Parts:
+        """Where the gradient is large, the Euclidean ball, the reused direction."""
+        policy = GradientNorm(self.delta, self.lambda_1, self.lambda_2)
+        return Parts(policy, PNorm(self.rho), Reuse(self.alpha))

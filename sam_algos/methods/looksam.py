@@ -1,0 +1,107 @@
+"""LookSAM: Liu, Mai, Chen, Hsieh and You, *Towards Efficient and Scalable Sharpness-Aware Minimization*,
+CVPR 2022, https://arxiv.org/abs/2203.02714.
+"""  # noqa: D205
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sam_algos import tensors
+from sam_algos.algorithm import Method
+from sam_algos.methods.sam import Interval, PNorm
+from sam_algos.options import NonNegative, Positive, PositiveInt
+from sam_algos.parts import Descent, Parts, Step
+
+__all__ = ["LookSAM", "Reuse"]
+
+DIRECTION = "looksam_direction"
+
+
+@dataclass(frozen=True, repr=False)
+class Reuse(Descent):
+    """Reuse, on flat steps, what the last sharp step added to the plain gradient.
+
+    On a sharp step the optimizer gets ``g_s``, and the part of it orthogonal to ``g`` is remembered:
+    ``g_v = g_s - (⟨g_s, g⟩ / ‖g‖²) g``. On a flat step it gets ``g + α ‖g‖ g_v / ‖g_v‖``, or ``g`` while there is
+    no ``g_v`` yet. Norms and inner products are over all parameters.
+
+    What is kept is ``g_v / ‖g_v‖``, so that a flat step need not compute the norm again.
+
+    Args:
+        alpha (float): ``α``, the length of the reused direction in units of ``‖g‖``. Default: ``0.1``.
+    """
+
+    reads_plain: ClassVar[bool] = True
+    buffers: ClassVar[tuple[str, ...]] = (DIRECTION,)
+
+    alpha: NonNegative = 0.1
+
+    def after_sharp(self, step: Step, sharp: Sequence[Tensor | None]) -> dict[str, list[Tensor]]:
+        """Leave ``g_s``; remember ``g_v / ‖g_v‖``, built in the plain gradient's own buffers."""
+        g = step.grads
+        g_s = [torch.zeros_like(plain) if s is None else s for s, plain in zip(sharp, g, strict=True)]
+        inverse_norm = tensors.reciprocal(step.grad_norm)
+        tensors.orthogonalize_(g, g_s, step.dot(g_s, g) * inverse_norm * inverse_norm)
+        torch._foreach_mul_(g, tensors.reciprocal(step.norm(g)))
+        return {DIRECTION: g}
+
+    def after_flat(self, step: Step) -> None:
+        """``g += α ‖g‖ g_v / ‖g_v‖``."""
+        pairs = [(g, v) for g, v in zip(step.grads, step.recall(DIRECTION), strict=True) if v is not None]
+        if pairs and self.alpha:
+            grads, directions = zip(*pairs, strict=True)
+            tensors.add_scaled_(grads, directions, self.alpha * step.grad_norm)
+
+
+@dataclass(frozen=True, repr=False)
+class LookSAM(Method):
+    """SAM every k-th step, its direction reused in between (`Liu et al., 2022 <https://arxiv.org/abs/2203.02714>`_).
+
+    **Idea.** The part of SAM's gradient that is orthogonal to the plain one is what leads to flat minima, and it
+    changes slowly: compute it every ``k`` steps and reuse it in between.
+
+    **Equation.** On steps with ``t % k == 0`` a SAM step, and ``g_v = g_s - (⟨g_s, g⟩ / ‖g‖²) g``. On the others
+    ``w ← w - η (g + α (‖g‖ / ‖g_v‖) g_v)``.
+
+    **Cost.** ``1 + 1/k`` gradients per step. One tensor per parameter between steps, kept in the optimizer's
+    state and its checkpoint (4 bytes per parameter in float32); during a sharp step two copies of the parameters.
+
+    **Use it** where SAM helps but its time hurts. ``alpha`` needs care: too large, and training fails.
+
+    Args:
+        rho (float): Radius of the perturbation. Default: ``0.05`` (as SAM).
+        k (int): Steps from one sharp step to the next. Default: ``5`` (the paper).
+        alpha (float): Length of the reused direction in units of ``‖g‖``. Default: ``0.1``. The
+            paper's 0.7 is for large-batch vision transformers.
+        synchronize (bool): See `Method`; LookSAM always needs it. Default: ``False``.
+        nonfinite (str): See `Method`. Default: ``'pass'``.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> from sam_algos import LookSAM
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = LookSAM(k=2).wrap(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> [(optimizer.step(closure), optimizer.metrics["sam/applied"])[1] for _ in range(4)]
+        [1.0, 0.0, 1.0, 0.0]
+    """
+
+    rho: Positive = 0.05
+    k: PositiveInt = 5
+    alpha: NonNegative = 0.1
+
+    def parts(self) -> Parts:
+        """Every ``k`` steps, the Euclidean ball, the reused direction."""
+        return Parts(Interval(self.k), PNorm(self.rho), Reuse(self.alpha))

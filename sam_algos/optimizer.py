@@ -1,0 +1,296 @@
+"""The step: the only place where a sharpness-aware method takes one.
+
+`SharpnessAwareOptimizer` wraps any PyTorch optimizer and needs nothing but PyTorch; Composer's side is in
+`sam_algos.algorithm`.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from sam_algos import tensors
+from sam_algos.parts import Decision, Memory, Parts, Step, check_supported
+from sam_algos.replay import Passes
+
+__all__ = ["SharpnessAwareOptimizer"]
+
+_REQUIRED: Any = object()
+
+
+class SharpnessAwareOptimizer(Optimizer):
+    """A base optimizer whose steps follow the sharpness-aware gradient.
+
+    To everything around it, it is the base optimizer: parameter groups, state, hooks and checkpoint are the base
+    optimizer's own objects, and its class carries the base optimizer's name, under which Composer stores the
+    state. A checkpoint written with a method therefore loads without one, and the other way round.
+
+    Users make one with ``wrap`` of a method, e.g. ``AESAM(rho=0.05).wrap(optimizer, model=model,
+    total_steps=1000)``, or by giving the method to Composer's Trainer.
+
+    Args:
+        base_optimizer (torch.optim.Optimizer): Takes the actual step, always from the unperturbed weights.
+        parts (Parts): When, how and what: see `sam_algos.parts`.
+        passes (Passes): How to run the two passes.
+        synchronize (bool): Whether data-parallel processes average the first gradient even where no part needs
+            it. Default: ``False``, each process climbs by its own gradient (m-sharpness).
+        nonfinite (str): What to do with a gradient that is not finite: ``'pass'`` it to the base optimizer, or
+            ``'skip'`` the step on all processes, at one more norm and host synchronisation per step.
+            Default: ``'pass'``.
+
+    Attributes:
+        base_optimizer (torch.optim.Optimizer): The wrapped optimizer.
+        metrics (dict): The figures of the last step: ``sam/applied`` (1 if it was sharpness-aware),
+            ``sam/fraction`` (of all steps so far), ``sam/grad_norm``, ``sam/nonfinite`` (how many gradients were
+            not finite so far), and those of the policy.
+
+    Raises:
+        ValueError: If the base optimizer is already sharpness-aware or calls its closure itself, as LBFGS does.
+    """
+
+    _step_supports_amp_closure = True  # Composer's Trainer then passes a closure, and scales gradients around it
+
+    def __new__(cls, base_optimizer: Optimizer, *args: Any, **kwargs: Any) -> SharpnessAwareOptimizer:
+        """Make an instance of a subclass that carries the base optimizer's name."""
+        base = type(base_optimizer)
+        named = type(base.__name__, (cls,), {"__qualname__": base.__qualname__, "__doc__": cls.__doc__})
+        return object.__new__(named)
+
+    def __init__(
+        self,
+        base_optimizer: Optimizer,
+        parts: Parts,
+        passes: Passes,
+        *,
+        synchronize: bool = False,
+        nonfinite: Literal["pass", "skip"] = "pass",
+    ) -> None:
+        if isinstance(base_optimizer, SharpnessAwareOptimizer):
+            raise ValueError(
+                f"The optimizer {base_optimizer!r} is already sharpness-aware; wrap its base_optimizer instead."
+            )
+        closure = inspect.signature(base_optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{type(base_optimizer).__name__} evaluates the closure itself; a sharpness-aware step needs an "
+                "optimizer whose step() only uses the gradients, such as SGD or AdamW."
+            )
+        # Optimizer.__init__ is not called: it would make parameter groups and state of its own.
+        self.base_optimizer = base_optimizer
+        self._parts = parts
+        self._passes = passes
+        self._synchronize = synchronize
+        self._nonfinite: Literal["pass", "skip"] = nonfinite
+        self._memory: Memory = {"step": 0, "sharp": 0, "nonfinite": 0, "policy": parts.policy.initial()}
+        self._names = WeakTensorKeyDictionary()
+        self.metrics: dict[str, float] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[..., Any] | None = _REQUIRED) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take one step.
+
+        Args:
+            closure (callable): Zeroes the gradients, runs forward and backward, returns the loss. ``None`` takes
+                a step of the base optimizer alone with the gradients that are there; distributed checkpointing
+                does so to create the optimizer's state.
+
+        Returns:
+            The loss of the pass at the clean weights; None if a pass overflowed and the step was skipped.
+
+        Raises:
+            TypeError: If no closure is given.
+        """
+        if closure is _REQUIRED:
+            raise TypeError("A sharpness-aware optimizer needs the closure: optimizer.step(closure).")
+        if closure is None:
+            return self._base_step_alone()
+        closure = torch.enable_grad()(closure)
+        descent = self._parts.descent
+        step = Step(self._memory["step"], self._passes.progress(self._memory["step"]))
+        loss, decision = self._first_pass(step, closure)
+        if loss is None or decision is None:
+            self._report(step, sharp=False)
+            return None
+        remembered: dict[str, list[Tensor]] = {}
+        if decision.sharp:
+            if self._second_pass(step, closure) is None:
+                self._report(step, sharp=True)
+                return None
+            remembered = descent.after_sharp(step, [_gradient(p) for p in step.params])
+        else:
+            descent.after_flat(step)
+        if self._nonfinite == "skip" and not self._is_finite():
+            self._memory["nonfinite"] += 1
+        else:
+            self._passes.finish()
+            self.base_optimizer.step()
+            self._remember(step, decision, remembered)
+        self._report(step, decision.sharp, decision.log)
+        return loss
+
+    def _first_pass(self, step: Step, closure: Callable[..., Any]) -> tuple[Any, Decision | None]:
+        """Run the pass at the clean weights, and decide whether the step is sharp."""
+        policy, _, descent = self._parts
+        decision = None if policy.reads_gradient else policy.decide(self._memory["policy"], step)
+        may_be_sharp = decision is None or decision.sharp
+        loss = self._passes.first(
+            closure,
+            synchronize=self._synchronize or policy.reads_gradient or descent.reads_plain or not may_be_sharp,
+            repeatable=may_be_sharp,
+            devices={p.device for group in self.param_groups for p in group["params"]},
+        )
+        if loss is None:
+            return None, None
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        check_supported(params, self._name_of)
+        step.observe(params, self._name_of, self.state.__getitem__)
+        if decision is None:
+            decision = policy.decide(self._memory["policy"], step)
+        return loss, decision
+
+    def _second_pass(self, step: Step, closure: Callable[..., Any]) -> Any:
+        """Run the pass at the perturbed weights; it leaves ``g_s`` on the parameters, and the weights as they were."""
+        _, perturbation, descent = self._parts
+        directions, scale = perturbation.ascend(step)
+        disposable = [not descent.reads_plain or d is not g for d, g in zip(directions, step.grads, strict=True)]
+        _ = step.grad_norm  # for the log, before its gradients are overwritten
+        if not descent.reads_plain:
+            step.grads = []
+        for p in step.params:
+            p.grad = None  # the closure must not zero the buffers that now hold the perturbed weights
+        radius = {id(p): group.get("rho", perturbation.rho) for group in self.param_groups for p in group["params"]}
+        scaled = {rho: scale * rho for rho in set(radius.values())}
+        scales = [scaled[radius[id(p)]] for p in step.params]
+        with tensors.displaced(step.params, directions, scales, disposable):
+            del directions
+            return self._passes.second(closure)
+
+    def _is_finite(self) -> bool:
+        """Whether the final gradient is finite; the same answer on every process, as that gradient is synchronised."""
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return math.isfinite(float(tensors.norm([tensors.local(p.grad) for p in params], params)))
+
+    def _remember(self, step: Step, decision: Decision, buffers: dict[str, list[Tensor]]) -> None:
+        """Keep what the parts will need, now that the step has succeeded."""
+        # After the base step: an optimizer that finds foreign state on a parameter would not create its own.
+        for name, values in buffers.items():
+            for p, value in zip(step.params, values, strict=True):
+                self.state[p][name] = tensors.wrap_like(value, p)
+        self._memory["policy"] = decision.memory
+        self._memory["step"] += 1
+        self._memory["sharp"] += int(decision.sharp)
+
+    def _report(self, step: Step, sharp: bool, log: dict[str, float] | None = None) -> None:
+        grad_norm = step.grad_norm_value if step.params else math.nan
+        if self._nonfinite == "pass" and not math.isfinite(grad_norm):
+            self._memory["nonfinite"] += 1
+        self.metrics = {
+            "sam/applied": float(sharp),
+            "sam/fraction": self._memory["sharp"] / max(1, self._memory["step"]),
+            "sam/grad_norm": grad_norm,
+            "sam/nonfinite": float(self._memory["nonfinite"]),
+            **{f"sam/{name}": value for name, value in (log or {}).items()},
+        }
+        self._passes.log(self.metrics)
+
+    def _base_step_alone(self) -> None:
+        """Step the base optimizer, and create the state that a step with a closure would have created."""
+        self.base_optimizer.step()
+        for name in self._parts.descent.buffers:
+            for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+                self.state[p].setdefault(name, torch.zeros_like(p))
+
+    def _name_of(self, param: Tensor) -> str:
+        if param not in self._names:
+            self._names.update({p: name for name, p in self._passes.model().named_parameters()})
+        return self._names.get(param, f"<unnamed of shape {tuple(param.shape)}>")
+
+    def method_state_dict(self) -> dict[str, Any]:
+        """What the method remembers between steps, in Python numbers; ``state_dict`` holds all the rest.
+
+        A hand-written loop saves it beside ``state_dict()``. Under Composer the algorithm does so.
+        """
+        return copy.deepcopy(self._memory)
+
+    def load_method_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `method_state_dict` returned; what another method wrote is passed over."""
+        fresh = {"step": 0, "sharp": 0, "nonfinite": 0, "policy": self._parts.policy.initial()}
+        policy = state.get("policy")
+        if isinstance(policy, dict) and policy.keys() == fresh["policy"].keys():
+            self._memory = {key: copy.deepcopy(state.get(key, value)) for key, value in fresh.items()}
+
+    # Everything below is the base optimizer's own.
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer for whatever is not defined here with the base optimizer's attribute."""
+        if name == "base_optimizer":  # not set yet, as while unpickling
+            raise AttributeError(name)
+        return getattr(self.base_optimizer, name)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The base optimizer's parameter groups."""
+        return self.base_optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base_optimizer.param_groups = groups
+
+    @property
+    def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The base optimizer's state."""
+        return self.base_optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.base_optimizer.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The base optimizer's defaults."""
+        return self.base_optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.base_optimizer.defaults = defaults
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state."""
+        return self.base_optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the base optimizer's state."""
+        self.base_optimizer.load_state_dict(state_dict)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer; an entry ``rho`` is the group's own radius."""
+        self.base_optimizer.add_param_group(param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Zero the gradients of the base optimizer's parameters."""
+        self.base_optimizer.zero_grad(set_to_none=set_to_none)
+
+    def __repr__(self) -> str:
+        """The parts around the base optimizer."""
+        return f"{self._parts!r} around {self.base_optimizer!r}"
+
+    def __reduce__(self) -> Any:
+        """Pickle as a base optimizer and what was put around it; the class itself is made on the fly."""
+        attributes = {key: value for key, value in self.__dict__.items() if key != "step"}
+        return _rebuild, (type(self).__mro__[1], self.base_optimizer), attributes
+
+
+def _rebuild(cls: type[SharpnessAwareOptimizer], base: Optimizer) -> SharpnessAwareOptimizer:
+    return cls.__new__(cls, base)
+
+
+def _gradient(param: Tensor) -> Tensor | None:
+    return None if param.grad is None else tensors.local(param.grad)

@@ -1,0 +1,103 @@
+"""Options that validate themselves: the one place where a value is checked and an error is worded.
+
+A range is written once, in the annotation of the field it restricts; parts, methods and recipes all read it
+from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable
+from functools import cache
+from typing import Annotated, Any, Literal, TypeAlias
+
+__all__ = ["Finite", "NonNegative", "NormOrder", "Options", "Positive", "PositiveInt", "Probability", "Range", "UnitInterval"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The values an option accepts: ``accepts`` decides, ``allowed`` says it in words."""
+
+    allowed: str
+    accepts: Callable[[Any], bool]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(allowed: str, accepts: Callable[[Any], bool]) -> Range:
+    # A comparison with NaN is false, so every range below refuses NaN without naming it.
+    return Range(allowed, lambda value: _is_number(value) and accepts(value))
+
+
+Positive: TypeAlias = Annotated[float, _number("a finite number > 0", lambda v: 0 < v < math.inf)]
+NonNegative: TypeAlias = Annotated[float, _number("a finite number >= 0", lambda v: 0 <= v < math.inf)]
+Finite: TypeAlias = Annotated[float, _number("a finite number", lambda v: -math.inf < v < math.inf)]
+UnitInterval: TypeAlias = Annotated[float, _number("a number in [0, 1)", lambda v: 0 <= v < 1)]
+Probability: TypeAlias = Annotated[float, _number("a number in [0, 1]", lambda v: 0 <= v <= 1)]
+NormOrder: TypeAlias = Annotated[float, _number("a number >= 1, infinity included", lambda v: v >= 1)]
+PositiveInt: TypeAlias = Annotated[int, Range("an integer >= 1", lambda v: _is_int(v) and v >= 1)]
+
+
+def _range_of(hint: Any) -> Range:
+    """The range that a field's annotation states."""
+    origin = typing.get_origin(hint)
+    if origin is Annotated:
+        return next(extra for extra in typing.get_args(hint)[1:] if isinstance(extra, Range))
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        return Range("one of " + ", ".join(map(repr, choices)), lambda value: value in choices)
+    if hint is bool:
+        return Range("True or False", lambda value: isinstance(value, bool))
+    if hint is int:
+        return Range("an integer", _is_int)
+    return Range(f"a {hint.__name__}", lambda value: isinstance(value, hint))
+
+
+@cache
+def ranges(cls: type) -> dict[str, Range]:
+    """The range of each option of ``cls``, by name and in order."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: _range_of(hints[field.name]) for field in dataclasses.fields(cls) if field.init}
+
+
+def _source(value: object) -> str:
+    """``repr`` of a value that evaluates back to it."""
+    return f"float({str(value)!r})" if isinstance(value, float) and not math.isfinite(value) else repr(value)
+
+
+class Options:
+    """Base of every dataclass of options: validated when made, and ``repr`` evaluates back to an equal one.
+
+    Keyword-only fields are the options that many classes share; ``repr`` shows them only where they differ from
+    their default.
+
+    Raises:
+        ValueError: If a value is outside its range; it names class, argument, value and range.
+    """
+
+    def __post_init__(self) -> None:
+        """Check every field against the range in its annotation."""
+        for name, allowed in ranges(type(self)).items():
+            value = getattr(self, name)
+            if not allowed.accepts(value):
+                raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be {allowed.allowed}.")
+
+    def __repr__(self) -> str:
+        """The call that makes an equal object."""
+        shown = sorted(
+            (field for field in dataclasses.fields(self) if field.init and self._is_shown(field)),  # pyright: ignore[reportArgumentType]
+            key=lambda field: field.kw_only,
+        )
+        arguments = ", ".join(f"{field.name}={_source(getattr(self, field.name))}" for field in shown)
+        return f"{type(self).__name__}({arguments})"
+
+    def _is_shown(self, field: dataclasses.Field[Any]) -> bool:
+        return not field.kw_only or getattr(self, field.name) != field.default

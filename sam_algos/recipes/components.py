@@ -1,0 +1,174 @@
+"""What a recipe can name besides models and data: each name's class, from the libraries' own lists."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from importlib.resources import files
+from types import ModuleType
+from typing import Any
+
+import composer.algorithms
+import composer.callbacks
+import composer.loggers
+import composer.optim
+import torch
+from composer import Algorithm, Callback
+from composer.loggers import Logger, LoggerDestination
+from composer.optim import ComposerScheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from sam_algos import METHODS
+from sam_algos.recipes.errors import RecipeError
+from sam_algos.recipes.names import construct, lookup
+
+_LLM_FOUNDRY = {  # its names for Composer's schedulers
+    "cosine": "CosineAnnealingScheduler",
+    "cosine_with_warmup": "CosineAnnealingWithWarmupScheduler",
+    "linear_decay_with_warmup": "LinearWithWarmupScheduler",
+}
+
+
+def algorithms() -> dict[str, Callable[..., Algorithm]]:
+    """Every Composer algorithm by its metadata name, and the sharpness-aware methods.
+
+    Returns:
+        dict[str, Callable]: ``sam`` is this package's SAM; Composer's class of that name is not offered.
+    """
+    found: dict[str, Callable[..., Algorithm]] = {}
+    for folder in files(composer.algorithms).iterdir():
+        card = folder / "metadata.json"
+        if card.is_file():
+            for name, facts in json.loads(card.read_text()).items():
+                found[name] = getattr(composer.algorithms, facts["class_name"])
+    return {**found, **METHODS}
+
+
+def optimizers() -> dict[str, Callable[..., torch.optim.Optimizer]]:
+    """Composer's and torch's optimizers.
+
+    Returns:
+        dict[str, Callable]: By class name. L-BFGS is left out: it re-evaluates the loss in its own step.
+    """
+    found = _classes((torch.optim, composer.optim), torch.optim.Optimizer)
+    return {name: found[name] for name in found if name not in ("Optimizer", "LBFGS")}
+
+
+def schedulers() -> dict[str, Callable[..., Any]]:
+    """Composer's and torch's learning rate schedules.
+
+    Returns:
+        dict[str, Callable]: By class name, and by llm-foundry's names.
+    """
+    ours = _classes((composer.optim,), ComposerScheduler)
+    found = {**_classes((torch.optim.lr_scheduler,), LRScheduler), **ours}
+    found.update({alias: ours[name] for alias, name in _LLM_FOUNDRY.items()})
+    return {name: found[name] for name in found if name not in ("LRScheduler", "ComposerScheduler")}
+
+
+def callbacks() -> dict[str, Callable[..., Callback]]:
+    """Composer's callbacks.
+
+    Returns:
+        dict[str, Callable]: By class name.
+    """
+    return _classes((composer.callbacks,), Callback)
+
+
+def loggers() -> dict[str, Callable[..., LoggerDestination]]:
+    """Composer's loggers.
+
+    Returns:
+        dict[str, Callable]: By class name.
+    """
+    found = _classes((composer.loggers,), LoggerDestination)
+    return {name: found[name] for name in found if found[name] not in (Logger, LoggerDestination)}
+
+
+def build_collection(key: str, table: Mapping[str, Callable[..., Any]], entries: Mapping[str, Any]) -> list[Any]:
+    """Build what `algorithms`, `callbacks` or `loggers` lists.
+
+    Args:
+        key (str): Which of them.
+        table (Mapping[str, Callable]): What its names stand for.
+        entries (Mapping[str, Any]): The names in the recipe, with their arguments.
+
+    Returns:
+        list: One object an entry, in the recipe's order.
+
+    Raises:
+        RecipeError: For a wrong name or argument.
+    """
+    kind = key.removesuffix("s")
+    return [
+        construct(f"{key}.{name}", lookup(f"{key}.{name}", kind, name, table), arguments)
+        for name, arguments in entries.items()
+    ]
+
+
+def build_algorithms(entries: Mapping[str, Any]) -> list[Algorithm]:
+    """Build the algorithms of a recipe.
+
+    Args:
+        entries (Mapping[str, Any]): Names with their arguments.
+
+    Returns:
+        list[Algorithm]: In the recipe's order.
+
+    Raises:
+        RecipeError: For a wrong name or argument, and for two sharpness-aware methods.
+    """
+    methods = [name for name in entries if name in METHODS]
+    if len(methods) > 1:
+        raise RecipeError(
+            "algorithms",
+            f"{' and '.join(methods)} cannot be combined: a run has one sharpness-aware method; "
+            f"take one out, e.g. algorithms.{methods[0]}=null",
+        )
+    return build_collection("algorithms", algorithms(), entries)
+
+
+def build_optimizer(section: Mapping[str, Any], params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Build the optimizer of a recipe.
+
+    Args:
+        section (Mapping[str, Any]): Its name and arguments.
+        params (Iterable[torch.nn.Parameter]): What it optimizes.
+
+    Returns:
+        torch.optim.Optimizer: The base optimizer.
+
+    Raises:
+        RecipeError: For a wrong name or argument.
+    """
+    factory = lookup("optimizer.name", "optimizer", section["name"], optimizers())
+    return construct("optimizer", factory, section, params=params)
+
+
+def build_scheduler(section: Mapping[str, Any] | None, optimizer: torch.optim.Optimizer) -> Any:
+    """Build the learning rate schedule of a recipe.
+
+    Args:
+        section (Mapping[str, Any] | None): Its name and arguments.
+        optimizer (torch.optim.Optimizer): torch's schedules are bound to it; Composer's are not.
+
+    Returns:
+        ComposerScheduler | LRScheduler | None: None where the recipe has none.
+
+    Raises:
+        RecipeError: For a wrong name or argument.
+    """
+    if section is None:
+        return None
+    factory = lookup("scheduler.name", "scheduler", section["name"], schedulers())
+    supplied = {"optimizer": optimizer} if "optimizer" in inspect.signature(factory).parameters else {}
+    return construct("scheduler", factory, section, **supplied)
+
+
+def _classes(modules: Iterable[ModuleType], base: type) -> dict[str, Any]:
+    """The public classes of `modules` that are `base`'s, by name."""
+    found = {name: getattr(module, name) for module in modules for name in dir(module) if name[0] != "_"}
+    if base is ComposerScheduler:  # a protocol: its classes need not inherit from it
+        return {name: value for name, value in found.items() if name.endswith("Scheduler")}
+    return {name: value for name, value in found.items() if inspect.isclass(value) and issubclass(value, base)}

@@ -1,0 +1,52 @@
+"""The one exception that a wrong recipe raises."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RecipeError(ValueError):
+    """A recipe, an override or a file named by them is wrong; the message is one line for the user.
+
+    Args:
+        where (str): The key at fault as it is written in an override, e.g. ``algorithms.aesam.rho``,
+            or the file.
+        problem (str | Exception): What is wrong with it, and what to do.
+
+    Example:
+        >>> print(RecipeError("algorithms.sam.rho", "must be > 0"))
+        algorithms.sam.rho: must be > 0
+    """
+
+    def __init__(self, where: str, problem: str | Exception) -> None:
+        text = str(problem) or type(problem).__name__
+        super().__init__(f"{where}: " + " ".join(text.split()))
+
+
+def unknown(where: str, kind: str, name: object, valid: Iterable[str]) -> RecipeError:
+    """An error for `name` that is none of `valid`, with the nearest valid one.
+
+    Args:
+        where (str): The key at fault.
+        kind (str): What `name` should have been, e.g. ``"dataset"``.
+        name (object): What the user wrote.
+        valid (Iterable[str]): What may be written.
+
+    Returns:
+        RecipeError: To be raised by the caller.
+
+    Example:
+        >>> print(unknown("algorithms", "algorithm", "aesma", ["sam", "aesam"]))
+        algorithms: unknown algorithm 'aesma'; did you mean 'aesam'?
+    """
+    choices = sorted(valid)
+    lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
+    if near:
+        hint = f"did you mean {lower[near[0]]!r}?"
+    elif choices:
+        hint = f"valid: {', '.join(choices)}"
+    else:
+        hint = "there are none"
+    return RecipeError(where, f"unknown {kind} {name!r}; {hint}")

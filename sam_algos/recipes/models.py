@@ -1,0 +1,134 @@
+"""The networks that a recipe can name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torchvision
+from composer.models import ComposerClassifier
+from torch import nn
+
+from sam_algos.recipes.errors import RecipeError
+from sam_algos.recipes.names import construct, lookup
+
+_PYTORCHCV = ("resnet20", "wrn28_10", "pyramidnet110_a270")
+
+
+def models() -> dict[str, Callable[..., nn.Module]]:
+    """The networks by name: torchvision's classifiers, pytorchcv's for CIFAR, and this file's.
+
+    Returns:
+        dict[str, Callable]: Functions of ``num_classes``, of ``in_channels`` where they can be told, and
+        of the arguments in the recipe.
+    """
+    names = torchvision.models.list_models(module=torchvision.models)
+    return {
+        **{name: partial(_torchvision, name) for name in names},
+        **{name: partial(_pytorchcv, name) for name in _PYTORCHCV},
+        **{build.__name__: build for build in (digits_cnn, resnet18_cifar, vit_s16)},
+    }
+
+
+def build_model(section: Mapping[str, Any], sample: torch.Tensor, num_classes: int) -> ComposerClassifier:
+    """Build the network of a recipe, and see that it takes the data's images.
+
+    Args:
+        section (Mapping[str, Any]): Its name and arguments.
+        sample (torch.Tensor): One image, shape ``(channels, height, width)``.
+        num_classes (int): Number of classes.
+
+    Returns:
+        ComposerClassifier: With cross-entropy that also takes soft labels, as MixUp makes them.
+
+    Raises:
+        RecipeError: For a wrong name or argument, and if the network does not take `sample`.
+    """
+    factory = lookup("model.name", "model", section["name"], models())
+    supplied: dict[str, Any] = {"num_classes": num_classes}
+    if "in_channels" in inspect.signature(factory).parameters:
+        supplied["in_channels"] = sample.shape[0]
+    network = construct("model", factory, section, **supplied)
+    shape = "x".join(map(str, sample.shape))
+    try:
+        with torch.no_grad():
+            outputs = network.eval()(sample[None])
+    except Exception as error:  # each network has its own way to refuse
+        raise RecipeError("model", f"{section['name']} does not take {shape} images: {error}") from error
+    if getattr(outputs, "shape", None) != (1, num_classes):
+        raise RecipeError("model", f"{section['name']} does not give {num_classes} logits for {shape} images")
+    return ComposerClassifier(network.train(), num_classes=num_classes)
+
+
+def digits_cnn(*, num_classes: int, in_channels: int, width: int = 32) -> nn.Module:
+    """Three conv-BN-ReLU layers for 8x8 images; the last two halve the image.
+
+    Args:
+        num_classes (int): Number of classes.
+        in_channels (int): Channels of the images.
+        width (int): Channels of the first layer; the others have twice and four times as many. Default: ``32``.
+
+    Returns:
+        nn.Module: The network.
+    """
+    channels = [in_channels, width, 2 * width, 4 * width]
+    layers: list[nn.Module] = []
+    for index, (before, after) in enumerate(zip(channels, channels[1:], strict=False)):
+        conv = nn.Conv2d(before, after, 3, stride=1 if index == 0 else 2, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(after), nn.ReLU()]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], num_classes)]
+    return nn.Sequential(*layers, *head)
+
+
+def resnet18_cifar(*, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
+    """torchvision's ResNet-18 with the stem for small images: a 3x3 convolution and no pooling.
+
+    Args:
+        num_classes (int): Number of classes.
+        in_channels (int): Channels of the images.
+        **options (Any): Further arguments of torchvision's ResNet.
+
+    Returns:
+        nn.Module: The network, with 11.2 M parameters for 10 classes.
+    """
+    network = torchvision.models.resnet18(weights=None, num_classes=num_classes, **options)
+    network.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()  # type: ignore[assignment]
+    return network
+
+
+def vit_s16(*, num_classes: int, image_size: int = 224, patch_size: int = 16, **options: Any) -> nn.Module:
+    """ViT-S (12 layers, 6 heads, width 384); for CIFAR set ``image_size: 32, patch_size: 4``.
+
+    Args:
+        num_classes (int): Number of classes.
+        image_size (int): Height and width of the images. Default: ``224``.
+        patch_size (int): Height and width of a patch; divides `image_size`. Default: ``16``.
+        **options (Any): Further arguments of torchvision's VisionTransformer, or others for the three above.
+
+    Returns:
+        nn.Module: The network, with 22.1 M parameters for 1000 classes.
+    """
+    small = {"num_layers": 12, "num_heads": 6, "hidden_dim": 384, "mlp_dim": 1536}
+    shape = {"image_size": image_size, "patch_size": patch_size, "num_classes": num_classes}
+    return torchvision.models.VisionTransformer(**{**small, **shape, **options})
+
+
+def _torchvision(model: str, /, *, num_classes: int, **options: Any) -> nn.Module:
+    if "weights" in options:
+        raise ValueError("weights: networks are trained from scratch; start from a checkpoint with load_path")
+    if model in ("googlenet", "inception_v3"):  # their auxiliary heads have losses of their own
+        options = {"aux_logits": False, "init_weights": True, **options}
+    return torchvision.models.get_model(model, weights=None, num_classes=num_classes, **options)
+
+
+def _pytorchcv(model: str, /, *, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
+    try:
+        from pytorchcv.model_provider import get_model
+    except ImportError:
+        raise ValueError(f"{model} comes from pytorchcv: pip install 'sam_algos[models]'") from None
+    return get_model(f"{model}_cifar10", num_classes=num_classes, in_channels=in_channels, **options)

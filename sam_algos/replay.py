@@ -1,0 +1,175 @@
+"""How the two passes of a step are run so that the second sees what the first saw.
+
+Both passes must draw the same dropout masks and MixUp coefficients, and whatever training counts once per batch
+(BatchNorm's running statistics, spectral norm's power iteration, the random stream itself) must be left as one
+pass at the clean weights leaves it.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["ClosurePasses", "Passes", "Replay"]
+
+
+class _RandomStreams(NamedTuple):
+    """The state of every random stream that a forward pass can draw from."""
+
+    python: Any
+    numpy: Any
+    torch: Tensor
+    devices: list[tuple[torch.device, Tensor]]
+
+    @classmethod
+    def record(cls, devices: Collection[torch.device]) -> _RandomStreams:
+        accelerators = [d for d in devices if d.type in ("cuda", "mps")]
+        states = [(d, torch.get_device_module(d).get_rng_state(d)) for d in accelerators]
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), states)
+
+    def restore(self) -> None:
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch)
+        for device, state in self.devices:
+            torch.get_device_module(device).set_rng_state(state, device)
+
+
+def _tensors_in(batch: Any) -> Iterator[Tensor]:
+    """The tensors of a batch: a tensor, or any nesting of mappings, lists and tuples."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors_in(value)
+    elif isinstance(batch, (list, tuple)):
+        for value in batch:
+            yield from _tensors_in(value)
+
+
+class Replay:
+    """Records what the first pass starts from, and runs the second from there.
+
+    BatchNorm is told not to track in the second pass, which costs nothing. Any other buffer that the first pass
+    changed is put back to what that pass made of it; so is any tensor of the batch that was transformed in place.
+    """
+
+    def __init__(self, model: nn.Module, devices: Collection[torch.device], batch: Any = None) -> None:
+        self._model = model
+        self._devices = devices
+        self._batch = [(tensor, tensor._version, tensor.clone()) for tensor in _tensors_in(batch)]
+        self._buffers = [
+            (owner, name, buffer, buffer._version)
+            for owner in model.modules()
+            if not isinstance(owner, _BatchNorm)
+            for name, buffer in owner._buffers.items()
+            if buffer is not None
+        ]
+        self._streams = _RandomStreams.record(devices)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Run the body as a repetition of the first pass that leaves no trace of its own."""
+        streams = _RandomStreams.record(self._devices)
+        buffers = [
+            (owner, name, current, current.clone())
+            for owner, name, recorded, version in self._buffers
+            if (current := owner._buffers[name]) is not None
+            and (current is not recorded or current._version != version)
+        ]
+        tracking = [m for m in self._model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        for tensor, version, original in self._batch:
+            if tensor._version != version:
+                tensor.copy_(original)
+        self._streams.restore()
+        try:
+            for norm in tracking:
+                norm.track_running_stats = False
+            yield
+        finally:
+            for norm in tracking:
+                norm.track_running_stats = True
+            for owner, name, buffer, value in buffers:
+                owner._buffers[name] = buffer
+                buffer.copy_(value)
+            streams.restore()
+
+
+class Passes(ABC):
+    """How the loop reaches the training program around it: its passes, its clock and its log."""
+
+    @abstractmethod
+    def first(
+        self, closure: Callable[..., Any], *, synchronize: bool, repeatable: bool, devices: Collection[torch.device]
+    ) -> Any:
+        """Run the pass at the clean weights.
+
+        Args:
+            closure: Zeroes the gradients, runs forward and backward, returns the loss; None on an overflow.
+            synchronize: Whether data-parallel processes average this gradient.
+            repeatable: Whether a second pass may follow.
+            devices: The devices of the parameters.
+        """
+
+    @abstractmethod
+    def second(self, closure: Callable[..., Any]) -> Any:
+        """Run the pass at the perturbed weights as a repetition of the first."""
+
+    @abstractmethod
+    def progress(self, index: int) -> float | None:
+        """The share of training done before step ``index``, in [0, 1]; None if unknown."""
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """The model that the closure runs."""
+
+    def finish(self) -> None:
+        """Let the program act on the final gradient, just before the base optimizer does."""
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Report the figures of the step."""
+
+
+class ClosurePasses(Passes):
+    """A hand-written loop: the closure takes no arguments.
+
+    Args:
+        model (torch.nn.Module): The model that the closure runs.
+        total_steps (int, optional): Number of steps ``T`` of the whole training. Default: ``None`` (unknown).
+    """
+
+    def __init__(self, model: nn.Module, total_steps: int | None = None) -> None:
+        self._model = model
+        self._total_steps = total_steps
+        self._replay: Replay | None = None
+
+    def first(
+        self, closure: Callable[..., Any], *, synchronize: bool, repeatable: bool, devices: Collection[torch.device]
+    ) -> Any:
+        """Run the closure; under ``no_sync()`` where the model has it and no synchronisation is wanted."""
+        self._replay = Replay(self._model, devices) if repeatable else None
+        no_sync = getattr(self._model, "no_sync", None)
+        with nullcontext() if synchronize or no_sync is None else no_sync():
+            return closure()
+
+    def second(self, closure: Callable[..., Any]) -> Any:
+        """Run the closure again."""
+        replay, self._replay = self._replay, None
+        with replay.again() if replay else nullcontext():
+            return closure()
+
+    def progress(self, index: int) -> float | None:
+        """``index / total_steps``, at most 1."""
+        return None if self._total_steps is None else min(1.0, index / self._total_steps)
+
+    def model(self) -> nn.Module:
+        """The model given at construction."""
+        return self._model

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sam_algos.methods.composed import SharpnessAware
     from sam_algos.methods.looksam import LookSAM, Reuse
     from sam_algos.methods.sam import SAM, Interval, PNorm, SharpGradient
+    from sam_algos.methods.sssam import SSSAM, Bernoulli
     from sam_algos.optimizer import SharpnessAwareOptimizer
 
 __version__ = "0.1.0"
@@ -22,8 +23,10 @@ __all__ = [
     "ASAM",
     "METHODS",
     "SAM",
+    "SSSAM",
     "AELookSAM",
     "Adaptive",
+    "Bernoulli",
     "GradientNorm",
     "Interval",
     "LookSAM",
@@ -43,6 +46,7 @@ _HOMES = {
     "sam_algos.methods.composed": ("SharpnessAware",),
     "sam_algos.methods.looksam": ("LookSAM", "Reuse"),
     "sam_algos.methods.sam": ("SAM", "Interval", "PNorm", "SharpGradient"),
+    "sam_algos.methods.sssam": ("SSSAM", "Bernoulli"),
     "sam_algos.optimizer": ("SharpnessAwareOptimizer",),
 }
 

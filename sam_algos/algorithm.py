@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from sam_algos.optimizer import SharpnessAwareOptimizer
 from sam_algos.options import Options
 from sam_algos.parts import Parts
 from sam_algos.replay import ClosurePasses, Passes, Replay
+from sam_algos.sharded import load_without, refuse_fsdp1
 
 __all__ = ["Method"]
 
@@ -26,7 +27,7 @@ __all__ = ["Method"]
 class Method(Options, Algorithm, ABC):
     """Base of every sharpness-aware method: a choice of parts, given to Composer or to a hand-written loop.
 
-    Runs on :attr:`.Event.INIT`, where it wraps the optimizer, and on :attr:`.Event.FIT_START`.
+    Runs on :attr:`.Event.INIT`, where it wraps the optimizer.
 
     Args:
         synchronize (bool): Average the first gradient over data-parallel processes even where no part needs it.
@@ -75,6 +76,7 @@ class Method(Options, Algorithm, ABC):
             raise ValueError(f"{name}.wrap(total_steps=None): this method's schedule needs an integer >= 1.")
         if total_steps is not None and (isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1):
             raise ValueError(f"{name}.wrap(total_steps={total_steps!r}): total_steps must be an integer >= 1.")
+        refuse_fsdp1(name, model)
         return self._wrap(optimizer, ClosurePasses(model, total_steps))
 
     def _wrap(self, optimizer: Optimizer, passes: Passes) -> SharpnessAwareOptimizer:
@@ -83,20 +85,22 @@ class Method(Options, Algorithm, ABC):
         )
 
     def match(self, event: Event, state: State) -> bool:
-        """Run on :attr:`.Event.INIT` and :attr:`.Event.FIT_START`."""
-        return event in (Event.INIT, Event.FIT_START)
+        """Run on :attr:`.Event.INIT`."""
+        return event == Event.INIT
 
     def apply(self, event: Event, state: State, logger: Logger) -> int | None:
-        """Wrap the optimizer at INIT; answer for this Trainer's optimizer from FIT_START on."""
-        if event == Event.INIT:
-            self._refuse_conflicts(state)
-            state.optimizers = (self._wrap(state.optimizers[0], _TrainerPasses(state, logger)),)
-        # One instance may serve several Trainers: it saves and loads for the one that runs.
-        self._live[:] = [o for o in state.optimizers if isinstance(o, SharpnessAwareOptimizer)]
+        """Wrap the optimizer, and leave in this Trainer an instance that saves and loads for it alone."""
+        self._refuse_conflicts(state)
+        own = replace(self)
+        own._live.append(own._wrap(state.optimizers[0], _TrainerPasses(state, logger)))
+        state.optimizers = tuple(own._live)
+        load_without(own.parts().descent.buffers, state)
+        state.algorithms = [own if a is self else a for a in state.algorithms]
         return None
 
     def _refuse_conflicts(self, state: State) -> None:
         name = type(self).__name__
+        refuse_fsdp1(name, state.model, state.fsdp_config)
         others = [a for a in state.algorithms if isinstance(a, (Method, ComposerSAM)) and a is not self]
         if others:
             raise ValueError(f"{name}: a run takes one sharpness-aware method; this one also has {others[0]!r}.")
@@ -181,9 +185,9 @@ class _TrainerPasses(Passes):
         algorithms, callbacks = list(state.algorithms), list(state.callbacks)
         acting = _acting_on_trained_batch(state)
         state.algorithms = [
-            _Except(a, events) if any(a.match(event, state) for event in events) else a for a in algorithms
+            _AlgorithmExcept(a, events) if any(a.match(event, state) for event in events) else a for a in algorithms
         ]
-        state.callbacks = [c for c in callbacks if c not in acting]
+        state.callbacks = [_CallbackExcept(c, events) if c in acting else c for c in callbacks]
         try:
             yield
         finally:
@@ -203,7 +207,7 @@ class _TrainerPasses(Passes):
             state.outputs, state.loss = seen
 
 
-class _Except(Algorithm):
+class _AlgorithmExcept(Algorithm):
     """An algorithm that does not act on some events."""
 
     def __init__(self, algorithm: Algorithm, events: Collection[Event]) -> None:
@@ -217,5 +221,21 @@ class _Except(Algorithm):
         return self._algorithm.apply(event, state, logger)
 
 
+class _CallbackExcept(Callback):
+    """A callback that does not see some events."""
+
+    def __init__(self, callback: Callback, events: Collection[Event]) -> None:
+        self._callback = callback
+        self._events = events
+
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        if event not in self._events:
+            self._callback.run_event(event, state, logger)
+
+
 def _acting_on_trained_batch(state: State) -> list[Callback]:
-    return [c for c in state.callbacks if type(c).after_train_batch is not Callback.after_train_batch]
+    return [
+        c
+        for c in state.callbacks
+        if type(c).after_train_batch is not Callback.after_train_batch or type(c).run_event is not Callback.run_event
+    ]

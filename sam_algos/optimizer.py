@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sam_algos import tensors
-from sam_algos.parts import Decision, Memory, Parts, Step, check_supported
+from sam_algos.parts import Decision, Memory, Parts, Step
 from sam_algos.replay import Passes
 
 __all__ = ["SharpnessAwareOptimizer"]
@@ -53,7 +53,8 @@ class SharpnessAwareOptimizer(Optimizer):
             not finite so far), and those of the policy.
 
     Raises:
-        ValueError: If the base optimizer is already sharpness-aware or calls its closure itself, as LBFGS does.
+        ValueError: If the base optimizer is already sharpness-aware or calls its closure itself, as LBFGS does, or
+            a parameter group's ``rho`` is not a finite number >= 0.
     """
 
     _step_supports_amp_closure = True  # Composer's Trainer then passes a closure, and scales gradients around it
@@ -83,6 +84,8 @@ class SharpnessAwareOptimizer(Optimizer):
                 f"{type(base_optimizer).__name__} evaluates the closure itself; a sharpness-aware step needs an "
                 "optimizer whose step() only uses the gradients, such as SGD or AdamW."
             )
+        for group in base_optimizer.param_groups:
+            _check_radius(group)
         # Optimizer.__init__ is not called: it would make parameter groups and state of its own.
         self.base_optimizer = base_optimizer
         self._parts = parts
@@ -90,6 +93,7 @@ class SharpnessAwareOptimizer(Optimizer):
         self._synchronize = synchronize
         self._nonfinite: Literal["pass", "skip"] = nonfinite
         self._memory: Memory = {"step": 0, "sharp": 0, "nonfinite": 0, "policy": parts.policy.initial()}
+        self._displacement = tensors.Displacement()
         self._names = WeakTensorKeyDictionary()
         self.metrics: dict[str, float] = {}
 
@@ -131,8 +135,9 @@ class SharpnessAwareOptimizer(Optimizer):
             self._memory["nonfinite"] += 1
         else:
             self._passes.finish()
+            stepped = [p.grad is not None for p in step.params]
             self.base_optimizer.step()
-            self._remember(step, decision, remembered)
+            self._remember(step, decision, remembered, stepped)
         self._report(step, decision.sharp, decision.log)
         return loss
 
@@ -150,11 +155,10 @@ class SharpnessAwareOptimizer(Optimizer):
         if loss is None:
             return None, None
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        check_supported(params, self._name_of)
         step.observe(params, self._name_of, self.state.__getitem__)
         if decision is None:
             decision = policy.decide(self._memory["policy"], step)
-        return loss, decision
+        return loss, decision if step.params else decision._replace(sharp=False)  # no gradient to climb by
 
     def _second_pass(self, step: Step, closure: Callable[..., Any]) -> Any:
         """Run the pass at the perturbed weights; it leaves ``g_s`` on the parameters, and the weights as they were."""
@@ -166,31 +170,40 @@ class SharpnessAwareOptimizer(Optimizer):
             step.grads = []
         for p in step.params:
             p.grad = None  # the closure must not zero the buffers that now hold the perturbed weights
-        radius = {id(p): group.get("rho", perturbation.rho) for group in self.param_groups for p in group["params"]}
-        scaled = {rho: scale * rho for rho in set(radius.values())}
-        scales = [scaled[radius[id(p)]] for p in step.params]
-        with tensors.displaced(step.params, directions, scales, disposable):
+        scales = self._scales(step.params, scale)
+        with self._displacement(step.params, step.weights, directions, scales, disposable):
             del directions
             return self._passes.second(closure)
+
+    def _scales(self, params: list[Tensor], scale: Tensor) -> list[Tensor]:
+        """``ρ · scale`` for each parameter, with its group's own radius where it has one."""
+        default = self._parts.perturbation.rho
+        own = {id(p): group["rho"] for group in self.param_groups if "rho" in group for p in group["params"]}
+        scaled = {rho: scale * rho for rho in {default, *own.values()}}
+        return [scaled[own.get(id(p), default)] for p in params]
 
     def _is_finite(self) -> bool:
         """Whether the final gradient is finite; the same answer on every process, as that gradient is synchronised."""
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         return math.isfinite(float(tensors.norm([tensors.local(p.grad) for p in params], params)))
 
-    def _remember(self, step: Step, decision: Decision, buffers: dict[str, list[Tensor]]) -> None:
+    def _remember(
+        self, step: Step, decision: Decision, buffers: dict[str, list[Tensor]], stepped: list[bool]
+    ) -> None:
         """Keep what the parts will need, now that the step has succeeded."""
-        # After the base step: an optimizer that finds foreign state on a parameter would not create its own.
+        # After the base step, and for the parameters that took part in it: an optimizer that finds foreign state on
+        # a parameter would not create its own.
         for name, values in buffers.items():
-            for p, value in zip(step.params, values, strict=True):
-                self.state[p][name] = tensors.wrap_like(value, p)
+            for p, value, has_state in zip(step.params, values, stepped, strict=True):
+                if has_state:
+                    self.state[p][name] = tensors.wrap_like(value, p)
         self._memory["policy"] = decision.memory
         self._memory["step"] += 1
         self._memory["sharp"] += int(decision.sharp)
 
     def _report(self, step: Step, sharp: bool, log: dict[str, float] | None = None) -> None:
         grad_norm = step.grad_norm_value if step.params else math.nan
-        if self._nonfinite == "pass" and not math.isfinite(grad_norm):
+        if self._nonfinite == "pass" and step.params and not math.isfinite(grad_norm):
             self._memory["nonfinite"] += 1
         self.metrics = {
             "sam/applied": float(sharp),
@@ -272,6 +285,7 @@ class SharpnessAwareOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; an entry ``rho`` is the group's own radius."""
+        _check_radius(param_group)
         self.base_optimizer.add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -284,12 +298,25 @@ class SharpnessAwareOptimizer(Optimizer):
 
     def __reduce__(self) -> Any:
         """Pickle as a base optimizer and what was put around it; the class itself is made on the fly."""
-        attributes = {key: value for key, value in self.__dict__.items() if key != "step"}
+        # Not `step`, where a scheduler has put its own counting one, nor names, which are found again.
+        attributes = {key: value for key, value in self.__dict__.items() if key not in ("step", "_names")}
         return _rebuild, (type(self).__mro__[1], self.base_optimizer), attributes
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes over; the base optimizer's hooks stay its own."""
+        self.__dict__.update(state)
 
 
 def _rebuild(cls: type[SharpnessAwareOptimizer], base: Optimizer) -> SharpnessAwareOptimizer:
-    return cls.__new__(cls, base)
+    optimizer = cls.__new__(cls, base)
+    optimizer._names = WeakTensorKeyDictionary()
+    return optimizer
+
+
+def _check_radius(group: dict[str, Any]) -> None:
+    rho = group.get("rho", 0.0)
+    if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho < math.inf:
+        raise ValueError(f"Parameter group with rho={rho!r}: rho must be a finite number >= 0.")
 
 
 def _gradient(param: Tensor) -> Tensor | None:

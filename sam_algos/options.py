@@ -13,7 +13,18 @@ from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias
 
-__all__ = ["Finite", "NonNegative", "NormOrder", "Options", "Positive", "PositiveInt", "Probability", "Range", "UnitInterval"]
+__all__ = [
+    "Finite",
+    "NonNegative",
+    "NormOrder",
+    "Options",
+    "Positive",
+    "PositiveInt",
+    "Probability",
+    "Range",
+    "Seed",
+    "UnitInterval",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +55,7 @@ UnitInterval: TypeAlias = Annotated[float, _number("a number in [0, 1)", lambda 
 Probability: TypeAlias = Annotated[float, _number("a number in [0, 1]", lambda v: 0 <= v <= 1)]
 NormOrder: TypeAlias = Annotated[float, _number("a number >= 1, infinity included", lambda v: v >= 1)]
 PositiveInt: TypeAlias = Annotated[int, Range("an integer >= 1", lambda v: _is_int(v) and v >= 1)]
+Seed: TypeAlias = Annotated[int, Range("an integer >= 0", lambda v: _is_int(v) and v >= 0)]
 
 
 def _range_of(hint: Any) -> Range:
@@ -70,7 +82,10 @@ def ranges(cls: type) -> dict[str, Range]:
 
 def _source(value: object) -> str:
     """``repr`` of a value that evaluates back to it."""
-    return f"float({str(value)!r})" if isinstance(value, float) and not math.isfinite(value) else repr(value)
+    if not isinstance(value, float):
+        return repr(value)
+    # NumPy's floats are floats too, but say so in their repr.
+    return repr(float(value)) if math.isfinite(value) else f"float({str(value)!r})"
 
 
 class Options:

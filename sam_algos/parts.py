@@ -79,21 +79,34 @@ class Step:
         name_of: Callable[[Tensor], str],
         state_of: Callable[[Tensor], Memory],
     ) -> None:
-        """Take in the gradients that the first pass left on ``params``."""
+        """Take in the gradients that the first pass left on ``params``.
+
+        Raises:
+            ValueError: If a gradient is sparse; a norm over the whole model is not defined here for it.
+        """
         self.params = list(params)
         self.weights = [tensors.local(p.detach()) for p in params]
         self.grads = [tensors.local(p.grad) for p in params if p.grad is not None]
         self._name_of, self._state_of = name_of, state_of
+        for p, g in zip(self.params, self.grads, strict=True):
+            if g.layout is not torch.strided:
+                raise ValueError(
+                    f"Parameter {name_of(p)!r} has a {g.layout} gradient; sharpness-aware steps need dense ones. "
+                    "Build the embedding with sparse=False."
+                )
 
     @cached_property
     def grad_norm(self) -> Tensor:
         """``‖g‖`` over all parameters; a scalar tensor on the gradients' device."""
-        return self.norm(self.grads)
+        norm = self.norm(self.grads)
+        self._grad_norm_on_host = tensors.HostValue(norm)
+        return norm
 
     @cached_property
     def grad_norm_value(self) -> float:
-        """``‖g‖`` as a Python number: the one host synchronisation of a step that asks for it."""
-        return float(self.grad_norm)
+        """``‖g‖`` as a Python number: the one host synchronisation of a step that asks for it early."""
+        _ = self.grad_norm
+        return float(self._grad_norm_on_host)
 
     @property
     def names(self) -> list[str]:
@@ -213,17 +226,3 @@ class Parts(NamedTuple):
     policy: Policy
     perturbation: Perturbation
     descent: Descent
-
-
-def check_supported(params: Sequence[Tensor], name_of: Callable[[Tensor], str]) -> None:
-    """Refuse gradients for which no norm over the whole model is defined here.
-
-    Raises:
-        ValueError: If a gradient is sparse.
-    """
-    for p in params:
-        if p.grad is not None and p.grad.layout is not torch.strided:
-            raise ValueError(
-                f"Parameter {name_of(p)!r} has a {p.grad.layout} gradient; sharpness-aware steps need dense ones. "
-                "Build the embedding with sparse=False."
-            )

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["ClosurePasses", "Passes", "Replay"]
@@ -60,6 +61,8 @@ class Replay:
 
     BatchNorm is told not to track in the second pass, which costs nothing. Any other buffer that the first pass
     changed is put back to what that pass made of it; so is any tensor of the batch that was transformed in place.
+    Integers in which modules count their calls go back and forth with the random streams: with them they decide
+    what is drawn (Composer's GyroDropout redraws its masks every so many calls).
     """
 
     def __init__(self, model: nn.Module, devices: Collection[torch.device], batch: Any = None) -> None:
@@ -72,6 +75,12 @@ class Replay:
             if not isinstance(owner, _BatchNorm)
             for name, buffer in owner._buffers.items()
             if buffer is not None
+        ]
+        self._counters = [
+            (vars(owner), name, count)
+            for owner in model.modules()
+            for name, count in vars(owner).items()
+            if type(count) is int
         ]
         self._streams = _RandomStreams.record(devices)
 
@@ -86,20 +95,35 @@ class Replay:
             and (current is not recorded or current._version != version)
         ]
         tracking = [m for m in self._model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        for tensor, version, original in self._batch:
-            if tensor._version != version:
-                tensor.copy_(original)
-        self._streams.restore()
+        advanced = [
+            (owner, name, count, now)
+            for owner, name, count in self._counters
+            if (now := owner.get(name, count)) != count
+        ]
         try:
+            for tensor, version, original in self._batch:
+                if tensor._version != version:
+                    tensor.copy_(original)
+            for owner, name, count, _ in advanced:
+                owner[name] = count
             for norm in tracking:
                 norm.track_running_stats = False
+            self._streams.restore()
             yield
+        except BaseException:
+            if any(isinstance(m, FSDPModule) for m in self._model.modules()):
+                # FSDP2 would go on computing with the perturbed weights that it had gathered when the pass failed.
+                # Its hook on state_dict drops them wherever that was; reshard() would not, in a forward.
+                self._model.state_dict()
+            raise
         finally:
             for norm in tracking:
                 norm.track_running_stats = True
             for owner, name, buffer, value in buffers:
                 owner._buffers[name] = buffer
                 buffer.copy_(value)
+            for owner, name, _, count in advanced:
+                owner[name] = count
             streams.restore()
 
 
@@ -158,7 +182,12 @@ class ClosurePasses(Passes):
         self._replay = Replay(self._model, devices) if repeatable else None
         no_sync = getattr(self._model, "no_sync", None)
         with nullcontext() if synchronize or no_sync is None else no_sync():
-            return closure()
+            loss = closure()
+        if repeatable and getattr(self._model, "gradient_as_bucket_view", False):
+            # DistributedDataParallel would write the second pass's gradients over these.
+            for p in self._model.parameters():
+                p.grad = None if p.grad is None else p.grad.clone()
+        return loss
 
     def second(self, closure: Callable[..., Any]) -> Any:
         """Run the closure again."""

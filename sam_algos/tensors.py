@@ -7,6 +7,7 @@ are those of the whole vector: a shard's own norm would be a silent error.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,7 +16,20 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-__all__ = ["add_scaled_", "displaced", "dot", "local", "norm", "norms", "orthogonalize_", "reciprocal", "wrap_like"]
+__all__ = [
+    "Displacement",
+    "HostValue",
+    "add_scaled_",
+    "dot",
+    "filter_norms",
+    "largest",
+    "local",
+    "norm",
+    "norms",
+    "orthogonalize_",
+    "reciprocal",
+    "wrap_like",
+]
 
 TINY = 1e-30  # below any norm a training run can meet, above float32's smallest normal number
 
@@ -36,10 +50,23 @@ def wrap_like(shard: Tensor, like: Tensor) -> Tensor:
 
 def norms(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     """The L2 norm of each tensor, as one vector, accumulated in float32 or better."""
-    first = values[0]
-    dtype = torch.promote_types(_real_dtype(first), torch.float32)
-    each = torch.stack([n.to(first.device) for n in torch._foreach_norm(list(values), 2, dtype=dtype)])
+    dtype = torch.float32
+    for found in {v.dtype for v in values}:
+        dtype = torch.promote_types(dtype, found.to_real())
+    each = torch.stack(_together(torch._foreach_norm(list(values), 2, dtype=dtype)))
     return each if not _is_sharded(like) else _sum_over_shards(each.square(), like).sqrt()
+
+
+def filter_norms(values: Tensor, like: Tensor) -> Tensor:
+    """The L2 norm of each ``values[i]``, global over shards of it; broadcastable to ``values``."""
+    each = torch.linalg.vector_norm(values, dim=tuple(range(1, values.ndim)), keepdim=True)
+    if isinstance(like, DTensor):
+        for dim, placement in enumerate(like.placements):
+            if placement.is_shard() and not placement.is_shard(0):
+                each = each.square()
+                dist.all_reduce(each, group=like.device_mesh.get_group(dim))
+                each = each.sqrt()
+    return each
 
 
 def norm(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
@@ -49,22 +76,38 @@ def norm(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
 
 def largest(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     """``max |values|`` over all tensors as one vector; a scalar tensor."""
-    peaks = [v.abs().max() if v.numel() else v.new_zeros((), dtype=_real_dtype(v)) for v in values]
-    each = torch.stack([p.to(peaks[0].device) for p in peaks])
-    return _sum_over_shards(each, like, dist.ReduceOp.MAX).max()
+    peaks = [v.abs().max() if v.numel() else v.new_zeros((), dtype=v.dtype.to_real()) for v in values]
+    return _sum_over_shards(torch.stack(_together(peaks)), like, dist.ReduceOp.MAX).max()
 
 
 def dot(a: Sequence[Tensor], b: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     """``⟨a, b⟩`` over all tensors as one vector; a scalar tensor, accumulated in float32 or better."""
     if not a:
         return torch.zeros(())
-    each = torch.stack([_dot(x, y).to(a[0].device) for x, y in zip(a, b, strict=True)])
+    each = torch.stack(_together([_dot(x, y) for x, y in zip(a, b, strict=True)]))
     return _sum_over_shards(each, like).sum()
 
 
 def reciprocal(scalar: Tensor) -> Tensor:
     """``1 / scalar`` for a norm: finite at zero, where what it scales is zero too; NaN stays NaN."""
     return scalar.clamp_min(TINY).reciprocal()
+
+
+class HostValue:
+    """A scalar tensor on its way to the host; ``float()`` waits for it, and only for it."""
+
+    def __init__(self, scalar: Tensor) -> None:
+        self._scalar = scalar
+        self._arrived: torch.cuda.Event | None = None
+        if scalar.is_cuda:
+            self._scalar = torch.empty_like(scalar, device="cpu", pin_memory=True).copy_(scalar, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(scalar.device))
+
+    def __float__(self) -> float:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return float(self._scalar)
 
 
 def add_scaled_(values: Sequence[Tensor], directions: Sequence[Tensor], scale: float | Tensor) -> None:
@@ -88,89 +131,140 @@ def orthogonalize_(directions: Sequence[Tensor], values: Sequence[Tensor], scale
         torch.add(value, direction, alpha=alpha, out=direction)
 
 
-@contextmanager
-def displaced(
-    params: Sequence[Tensor],
-    directions: Sequence[Tensor],
-    scales: Sequence[float | Tensor],
-    disposable: Sequence[bool],
-) -> Iterator[None]:
-    """Run the body at ``w + scale · direction``; afterwards every weight is what it was, bit for bit.
+class Displacement:
+    """Moves weights to ``w + scale · direction`` and back; one per optimizer.
 
-    The weights are kept aside before the first write and put back whatever the body does, an exception or a
-    second KeyboardInterrupt included. Where a parameter owns its storage, the displaced weights are written into
-    the direction's own buffer and the parameter is pointed at it: nothing is copied, and putting back is exact
-    because the original was never touched. Elsewhere (shards, views, shared storage) the weights are copied
-    aside and displaced in place.
-
-    Args:
-        params: The parameters ``w``.
-        directions: This rank's part of the direction, one tensor like each parameter.
-        scales: The factor of each direction.
-        disposable: Whether each direction may be overwritten.
+    Where a parameter owns its storage, the displaced weights are written into the direction's own buffer and the
+    parameter is pointed at it: nothing is copied aside, and going back is exact because the original was never
+    touched. Elsewhere (shards, views, shared storage) the weights are copied aside and displaced in place. All
+    it remembers between steps is which parameters own their storage.
     """
-    owned = _own_their_storage(params)
-    kept = [p.data if own else local(p).clone() for p, own in zip(params, owned, strict=True)]
 
-    def put_back() -> None:
-        for p, own, w in zip(params, owned, kept, strict=True):
-            if own:
-                p.data = w
-            else:
-                local(p).copy_(w)
+    def __init__(self) -> None:
+        self._pointers: list[int] = []
+        self._owned: list[bool] = []
 
-    try:
-        for p, w, own, d, s, free in zip(params, kept, owned, directions, scales, disposable, strict=True):
-            if own:
-                p.data = _displace(w, d, s, d if free and _same_layout(w, d) else None)
-            else:
-                local(p).add_(d * s if isinstance(s, Tensor) else d, alpha=1 if isinstance(s, Tensor) else s)
-        yield
-    finally:
+    @contextmanager
+    def __call__(
+        self,
+        params: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        directions: Sequence[Tensor],
+        scales: Sequence[Tensor],
+        disposable: Sequence[bool],
+    ) -> Iterator[None]:
+        """Run the body at the displaced weights.
+
+        Afterwards every weight is what it was, bit for bit, whatever the body does: raise an exception, or be
+        interrupted, even twice.
+
+        Args:
+            params: The parameters.
+            weights: This rank's part of the value of each.
+            directions: This rank's part of the direction of each.
+            scales: The factor of each direction, a scalar tensor.
+            disposable: Whether each direction may be overwritten.
+        """
+        owned = self._own_their_storage(params, weights)
+        kept = [w if own else w.clone() for w, own in zip(weights, owned, strict=True)]
+
+        def put_back() -> None:
+            for p, w, own, original in zip(params, weights, owned, kept, strict=True):
+                if own:
+                    p.data = original
+                else:
+                    w.copy_(original)
+
+        reuse = [
+            own and free and _same_layout(w, d)
+            for own, free, w, d in zip(owned, disposable, weights, directions, strict=True)
+        ]
         try:
-            put_back()
-        except BaseException:
-            put_back()
-            raise
+            moved = _displaced(weights, directions, scales, reuse)
+            for p, w, own, displaced in zip(params, weights, owned, moved, strict=True):
+                if own:
+                    p.data = displaced
+                else:
+                    w.copy_(displaced)
+            del moved
+            yield
+        finally:
+            try:
+                put_back()
+            except BaseException:
+                put_back()
+                raise
+
+    def _own_their_storage(self, params: Sequence[Tensor], weights: Sequence[Tensor]) -> list[bool]:
+        """Which parameters may be pointed at another buffer without anybody else noticing."""
+        pointers = [w.data_ptr() for w in weights]
+        if pointers != self._pointers:
+            holders = Counter(pointers)
+            self._owned = [
+                type(p) in (Tensor, torch.nn.Parameter) and _fills_its_storage(w) and holders[pointer] == 1
+                for p, w, pointer in zip(params, weights, pointers, strict=True)
+            ]
+            self._pointers = pointers
+        return self._owned
 
 
-def _displace(w: Tensor, direction: Tensor, scale: float | Tensor, out: Tensor | None) -> Tensor:
-    if w.device.type == "cpu":
-        return torch.add(w, direction, alpha=float(scale), out=out)
-    return torch.mul(direction, scale, out=out).add_(w)
+def _displaced(
+    weights: Sequence[Tensor], directions: Sequence[Tensor], scales: Sequence[Tensor], reuse: Sequence[bool]
+) -> list[Tensor]:
+    """``w + scale · direction`` of each, into the direction's own buffer where ``reuse`` says so."""
+    moved = list(directions)
+    for scale, device, members in _by_scale_and_device(scales, weights):
+        if device.type == "cpu":  # one pass over memory, and reading the scale waits for nothing
+            alpha = float(scale)
+            for i in members:
+                moved[i] = torch.add(weights[i], directions[i], alpha=alpha, out=directions[i] if reuse[i] else None)
+            continue
+        in_place, fresh = [i for i in members if reuse[i]], [i for i in members if not reuse[i]]
+        scale = scale.to(device)
+        if in_place:
+            torch._foreach_mul_([directions[i] for i in in_place], scale)
+        if fresh:
+            scaled = torch._foreach_mul([directions[i] for i in fresh], scale)
+            for i, tensor in zip(fresh, scaled, strict=True):
+                moved[i] = tensor
+        torch._foreach_add_([moved[i] for i in members], [weights[i] for i in members])
+    return moved
 
 
-def _own_their_storage(params: Sequence[Tensor]) -> list[bool]:
-    """Which parameters may be pointed at another buffer without anybody else noticing."""
-    seen: dict[int, int] = {}
-    for p in params:
-        pointer = 0 if isinstance(p, DTensor) else p.untyped_storage().data_ptr()
-        seen[pointer] = seen.get(pointer, 0) + 1
-    return [
-        type(p) in (Tensor, torch.nn.Parameter)
-        and p.layout is torch.strided
-        and p.numel() > 0
-        and p.untyped_storage().nbytes() == p.numel() * p.element_size()
-        and seen[p.untyped_storage().data_ptr()] == 1
-        and not (p.device.type == "cpu" and p.is_shared())
-        for p in params
-    ]
+def _by_scale_and_device(
+    scales: Sequence[Tensor], tensors: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, torch.device, list[int]]]:
+    groups: dict[tuple[int, torch.device], list[int]] = {}
+    for i, (scale, tensor) in enumerate(zip(scales, tensors, strict=True)):
+        groups.setdefault((id(scale), tensor.device), []).append(i)
+    for (_, device), members in groups.items():
+        yield scales[members[0]], device, members
+
+
+def _fills_its_storage(w: Tensor) -> bool:
+    """Whether the tensor is all there is in its memory, and this process's alone."""
+    return (
+        w.numel() > 0
+        and w.untyped_storage().nbytes() == w.numel() * w.element_size()
+        and not (w.device.type == "cpu" and w.is_shared())
+    )
 
 
 def _same_layout(w: Tensor, buffer: Tensor) -> bool:
     """Whether ``buffer`` can stand in for ``w``: same type and strides, and nobody else's memory."""
     return (
-        type(buffer) is Tensor
-        and buffer.dtype == w.dtype
-        and buffer.device == w.device
+        buffer.dtype is w.dtype
         and buffer.stride() == w.stride()
         and buffer.untyped_storage().nbytes() == w.untyped_storage().nbytes()
         and not buffer.requires_grad
+        and type(buffer) is Tensor
     )
 
 
-def _real_dtype(tensor: Tensor) -> torch.dtype:
-    return tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+def _together(scalars: Sequence[Tensor]) -> list[Tensor]:
+    """The scalars on one device, for models that span several."""
+    device = scalars[0].device
+    return [s if s.device == device else s.to(device) for s in scalars]
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

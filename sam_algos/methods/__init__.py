@@ -7,6 +7,7 @@ from sam_algos.methods.aesam import AESAM, AELookSAM
 from sam_algos.methods.asam import ASAM
 from sam_algos.methods.looksam import LookSAM
 from sam_algos.methods.sam import SAM
+from sam_algos.methods.sssam import SSSAM
 
 __all__ = ["METHODS"]
 
@@ -16,5 +17,6 @@ METHODS: dict[str, type[Method]] = {
     "looksam": LookSAM,
     "aesam": AESAM,
     "aelooksam": AELookSAM,
+    "sssam": SSSAM,
 }
 """Every named method, by the name that recipes and the benchmark use."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from sam_algos import tensors
@@ -47,17 +46,18 @@ class Adaptive(Perturbation):
         normalized = [self.normalize_bias or "weight" in name for name in step.names]
         layers = self._layer_norms(step)
         directions = [
-            self._normalization(w, layer).square_().mul(g) if adapt else g
-            for w, g, adapt, layer in zip(step.weights, step.grads, normalized, layers, strict=True)
+            self._normalization(w, p, layer).square_().mul(g) if adapt else g
+            for p, w, g, adapt, layer in zip(
+                step.params, step.weights, step.grads, normalized, layers, strict=True
+            )
         ]
         return Ascent(directions, tensors.reciprocal(step.dot(directions, step.grads).sqrt()))
 
-    def _normalization(self, w: Tensor, layer: Tensor | None) -> Tensor:
+    def _normalization(self, w: Tensor, p: Tensor, layer: Tensor | None) -> Tensor:
         if layer is not None:
             return layer.to(w) + self.eta
         if self.scope == "filter" and w.ndim > 2:
-            filters = torch.linalg.vector_norm(w, dim=tuple(range(1, w.ndim)), keepdim=True)
-            return filters.add_(self.eta)
+            return tensors.filter_norms(w, p).add_(self.eta)
         return w.abs().add_(self.eta)
 
     def _layer_norms(self, step: Step) -> list[Tensor | None]:

@@ -46,8 +46,12 @@ class Reuse(Descent):
         g = step.grads
         g_s = [torch.zeros_like(plain) if s is None else s for s, plain in zip(sharp, g, strict=True)]
         inverse_norm = tensors.reciprocal(step.grad_norm)
-        tensors.orthogonalize_(g, g_s, step.dot(g_s, g) * inverse_norm * inverse_norm)
-        torch._foreach_mul_(g, tensors.reciprocal(step.norm(g)))
+        parallel = step.dot(g_s, g) * inverse_norm
+        tensors.orthogonalize_(g, g_s, parallel * inverse_norm)
+        orthogonal = step.norm(g)
+        # Where g_s is parallel to g, what is left are rounding errors, and no direction to follow.
+        is_direction = orthogonal > _rounding(g, orthogonal) * parallel.abs()
+        torch._foreach_mul_(g, tensors.reciprocal(orthogonal) * is_direction)
         return {DIRECTION: g}
 
     def after_flat(self, step: Step) -> None:
@@ -56,6 +60,11 @@ class Reuse(Descent):
         if pairs and self.alpha:
             grads, directions = zip(*pairs, strict=True)
             tensors.add_scaled_(grads, directions, self.alpha * step.grad_norm)
+
+
+def _rounding(values: Sequence[Tensor], accumulated: Tensor) -> float:
+    """Relative error of a sum of ``values``, and of an inner product of them accumulated like ``accumulated``."""
+    return max(8 * torch.finfo(accumulated.dtype).eps, *(torch.finfo(v.dtype).eps for v in values))
 
 
 @dataclass(frozen=True, repr=False)

@@ -19,7 +19,7 @@ from composer.loggers import Logger, LoggerDestination
 from composer.optim import ComposerScheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from sam_algos import METHODS
+from sam_algos import METHODS, Method
 from sam_algos.recipes.errors import RecipeError
 from sam_algos.recipes.names import construct, lookup
 
@@ -86,7 +86,9 @@ def loggers() -> dict[str, Callable[..., LoggerDestination]]:
     return {name: found[name] for name in found if found[name] not in (Logger, LoggerDestination)}
 
 
-def build_collection(key: str, table: Mapping[str, Callable[..., Any]], entries: Mapping[str, Any]) -> list[Any]:
+def build_collection(
+    key: str, table: Mapping[str, Callable[..., Any]], entries: Mapping[str, Any]
+) -> list[Any]:
     """Build what `algorithms`, `callbacks` or `loggers` lists.
 
     Args:
@@ -119,17 +121,20 @@ def build_algorithms(entries: Mapping[str, Any]) -> list[Algorithm]:
     Raises:
         RecipeError: For a wrong name or argument, and for two sharpness-aware methods.
     """
-    methods = [name for name in entries if name in METHODS]
+    built = build_collection("algorithms", algorithms(), entries)
+    methods = [name for name, algorithm in zip(entries, built, strict=True) if isinstance(algorithm, Method)]
     if len(methods) > 1:
         raise RecipeError(
             "algorithms",
             f"{' and '.join(methods)} cannot be combined: a run has one sharpness-aware method; "
             f"take one out, e.g. algorithms.{methods[0]}=null",
         )
-    return build_collection("algorithms", algorithms(), entries)
+    return built
 
 
-def build_optimizer(section: Mapping[str, Any], params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(
+    section: Mapping[str, Any], params: Iterable[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
     """Build the optimizer of a recipe.
 
     Args:
@@ -171,4 +176,5 @@ def _classes(modules: Iterable[ModuleType], base: type) -> dict[str, Any]:
     found = {name: getattr(module, name) for module in modules for name in dir(module) if name[0] != "_"}
     if base is ComposerScheduler:  # a protocol: its classes need not inherit from it
         return {name: value for name, value in found.items() if name.endswith("Scheduler")}
-    return {name: value for name, value in found.items() if inspect.isclass(value) and issubclass(value, base)}
+    classes = {name: value for name, value in found.items() if inspect.isclass(value)}
+    return {name: value for name, value in classes.items() if issubclass(value, base)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch.utils.data import ConcatDataset
 from torchvision import datasets as tv
 from torchvision import transforms as tf
 
-from sam_algos.recipes.errors import RecipeError
 from sam_algos.recipes.names import construct, lookup
 from sam_algos.recipes.noise import LabelledImages, flip_labels, labelled
 
@@ -40,7 +39,8 @@ def build_dataset(where: str, section: Mapping[str, Any], *, train: bool) -> Lab
     Raises:
         RecipeError: For a wrong name or option, and if the files are not there.
     """
-    return construct(where, lookup(f"{where}.name", "dataset", section["name"], DATASETS), section, train=train)
+    loader = lookup(f"{where}.name", "dataset", section["name"], DATASETS)
+    return construct(where, loader, section, train=train)
 
 
 def eval_section(train_section: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,17 +58,19 @@ def eval_section(train_section: Mapping[str, Any]) -> dict[str, Any]:
 def _dataset(loader: Loader) -> Loader:
     """Put `loader` into `DATASETS`, with the options that every data set has."""
 
-    @wraps(loader)
     def load(*, train: bool, label_noise: float = 0.0, noise_seed: int = 0, **options: Any) -> LabelledImages:
         data = loader(train=train, **options)
         if label_noise and not train:
             raise ValueError("label_noise is for training data: test labels are clean")
         return flip_labels(data, label_noise, noise_seed)
 
-    common = [p for p in inspect.signature(load, follow_wrapped=False).parameters.values() if p.name != "options"]
-    own = [p for p in inspect.signature(loader).parameters.values() if p.name != "train"]
-    load.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
-    load.__annotations__ = {**load.__annotations__, "label_noise": float, "noise_seed": int}
+    options = {**inspect.signature(loader).parameters, **inspect.signature(load).parameters}
+    del options["options"]
+    hints = {**load.__annotations__, **loader.__annotations__}
+    update_wrapper(load, loader)
+    # What users may set is read from the signature: it has to name the options of both.
+    load.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
+    load.__annotations__ = hints
     DATASETS[loader.__name__] = load
     return load
 
@@ -83,7 +85,7 @@ def digits(*, train: bool) -> LabelledImages:
     images = torch.tensor(pixels, dtype=torch.float32).div(8).sub(1).reshape(-1, 1, 8, 8)
     parts = train_test_split(range(len(labels)), test_size=360, stratify=labels, random_state=0)
     chosen = parts[0 if train else 1]
-    return labelled([(image,) for image in images[chosen]], labels[chosen], num_classes=10)
+    return labelled([(image,) for image in images[chosen]], torch.as_tensor(labels)[chosen], num_classes=10)
 
 
 @_dataset
@@ -118,7 +120,9 @@ def svhn(*, train: bool, path: str, augmentation: str = "basic", extra: bool = F
 
 
 @_dataset
-def fashion_mnist(*, train: bool, path: str, augmentation: str = "basic", rgb: bool = False) -> LabelledImages:
+def fashion_mnist(
+    *, train: bool, path: str, augmentation: str = "basic", rgb: bool = False
+) -> LabelledImages:
     """Fashion-MNIST from ``path/FashionMNIST/raw``; `rgb` repeats the one channel for networks of three."""
     first = [tf.Grayscale(3)] if rgb else []
     transform = _small_images(train, augmentation, (0.2860,), (0.3530,), size=28, first=first)

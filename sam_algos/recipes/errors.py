@@ -20,8 +20,9 @@ class RecipeError(ValueError):
     """
 
     def __init__(self, where: str, problem: str | Exception) -> None:
+        """Put the message on one line."""
         text = str(problem) or type(problem).__name__
-        super().__init__(f"{where}: " + " ".join(text.split()))
+        super().__init__(" ".join(f"{where}: {text}".split()))
 
 
 def unknown(where: str, kind: str, name: object, valid: Iterable[str]) -> RecipeError:

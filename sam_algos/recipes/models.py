@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -69,22 +70,24 @@ def digits_cnn(*, num_classes: int, in_channels: int, width: int = 32) -> nn.Mod
     Args:
         num_classes (int): Number of classes.
         in_channels (int): Channels of the images.
-        width (int): Channels of the first layer; the others have twice and four times as many. Default: ``32``.
+        width (int): Channels of the first layer; the others have twice and four times as many.
+            Default: ``32``.
 
     Returns:
         nn.Module: The network.
     """
     channels = [in_channels, width, 2 * width, 4 * width]
     layers: list[nn.Module] = []
-    for index, (before, after) in enumerate(zip(channels, channels[1:], strict=False)):
-        conv = nn.Conv2d(before, after, 3, stride=1 if index == 0 else 2, padding=1, bias=False)
+    for before, after in pairwise(channels):
+        stride = 2 if layers else 1
+        conv = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
         layers += [conv, nn.BatchNorm2d(after), nn.ReLU()]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], num_classes)]
     return nn.Sequential(*layers, *head)
 
 
 def resnet18_cifar(*, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
-    """torchvision's ResNet-18 with the stem for small images: a 3x3 convolution and no pooling.
+    """ResNet-18 of torchvision with the stem for small images: a 3x3 convolution and no pooling.
 
     Args:
         num_classes (int): Number of classes.
@@ -131,4 +134,8 @@ def _pytorchcv(model: str, /, *, num_classes: int, in_channels: int, **options: 
         from pytorchcv.model_provider import get_model
     except ImportError:
         raise ValueError(f"{model} comes from pytorchcv: pip install 'sam_algos[models]'") from None
-    return get_model(f"{model}_cifar10", num_classes=num_classes, in_channels=in_channels, **options)
+    network: Any = get_model(f"{model}_cifar10", in_channels=in_channels, **options)
+    if num_classes != 10:  # some of its builders refuse numbers that CIFAR does not have
+        network.output = nn.Linear(network.output.in_features, num_classes)
+        network.num_classes = num_classes
+    return network

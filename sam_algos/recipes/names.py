@@ -86,7 +86,7 @@ def construct(where: str, factory: Callable[..., T], arguments: Mapping[str, Any
     except RecipeError:
         raise
     except Exception as error:  # whatever it is, these arguments provoked it
-        raise RecipeError(_blame(where, chosen, str(error)), error) from error
+        raise _blame(where, chosen, error) from error
 
 
 def _takes_anything(factory: Callable[..., Any]) -> bool:
@@ -104,11 +104,13 @@ def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
 
 def _typed(where: str, hint: Any, value: Any) -> Any:
     """`value`, as a member where `hint` is an enumeration, if YAML could mean `hint` by it."""
-    if inspect.isclass(hint) and issubclass(hint, enum.Enum):
+    # On Python 3.10 list[int] passes for a class.
+    if typing.get_origin(hint) is None and inspect.isclass(hint) and issubclass(hint, enum.Enum):
         try:
             return hint(value)
         except ValueError:
-            raise unknown(where, "value", value, [str(member.value) for member in hint]) from None
+            values = [str(member.value) for member in hint]
+            raise unknown(where, "value", value, values) from None
     if not _fits(hint, value):
         raise RecipeError(where, f"{value!r} is not of type {getattr(hint, '__name__', hint)}")
     return value
@@ -129,7 +131,10 @@ def _fits(hint: Any, value: Any) -> bool:
     return not inspect.isclass(origin) or origin is object or isinstance(value, origin)
 
 
-def _blame(where: str, arguments: Mapping[str, Any], message: str) -> str:
-    """`where`, down to the argument that `message` names."""
-    named = [name for name in arguments if re.search(rf"\b{re.escape(name)}\b", message)]
-    return f"{where}.{named[0]}" if named else where
+def _blame(where: str, arguments: Mapping[str, Any], error: Exception) -> RecipeError:
+    """An error at `where`, or at the argument that the message names."""
+    message = str(error) or type(error).__name__
+    for name in arguments:
+        if re.search(rf"\b{re.escape(name)}\b", message):
+            return RecipeError(f"{where}.{name}", message.removeprefix(f"{name}: "))
+    return RecipeError(where, message)

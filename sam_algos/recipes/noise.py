@@ -52,8 +52,8 @@ def flip_labels(data: LabelledImages, fraction: float, seed: int) -> LabelledIma
 
     Exactly ``round(fraction * n)`` samples, drawn without replacement, get a label drawn uniformly from
     the **other** classes: "a fraction of the training set's labels are randomly flipped" (SAM, section
-    3.3), read literally. Where a work draws from all classes instead, a draw may hit the true one, and
-    its noise level f leaves ``f / num_classes`` of the labels right: f there is ``f * (1 - 1 / num_classes)`` here.
+    3.3), read literally. Where a work draws from all classes instead, a draw may hit the true one: its
+    noise level f is ``f * (1 - 1 / num_classes)`` here.
 
     Args:
         data (LabelledImages): With its true labels.

@@ -1,0 +1,84 @@
+"""SS-SAM: Zhao, Zhang and Hu, *SS-SAM: Stochastic Scheduled Sharpness-Aware Minimization for Efficiently Training
+Deep Neural Networks*, 2022, https://arxiv.org/abs/2203.09962.
+"""  # noqa: D205
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from sam_algos.algorithm import Method
+from sam_algos.methods.sam import PNorm, SharpGradient
+from sam_algos.options import Positive, Probability, Seed
+from sam_algos.parts import Decision, Memory, Parts, Policy, Step
+
+__all__ = ["SSSAM", "Bernoulli"]
+
+
+@dataclass(frozen=True, repr=False)
+class Bernoulli(Policy):
+    """Sharp with a fixed probability, independently on every step.
+
+    The draw is a function of seed and step index, so it is the same on all processes and after a resume, and
+    draws nothing from the streams that training uses.
+
+    Args:
+        probability (float): Probability of a sharp step. Default: ``0.5``.
+        seed (int): Seed of the draws. Default: ``0``.
+    """
+
+    probability: Probability = 0.5
+    seed: Seed = 0
+
+    def decide(self, memory: Memory, step: Step) -> Decision:
+        """Sharp iff a uniform draw from [0, 1) is below ``probability``."""
+        return Decision(random.Random(f"{self.seed}/{step.index}").random() < self.probability, memory)
+
+
+@dataclass(frozen=True, repr=False)
+class SSSAM(Method):
+    """SAM on randomly chosen steps (`Zhao et al., 2022 <https://arxiv.org/abs/2203.09962>`_).
+
+    **Idea.** Not every step needs the second gradient; a coin decides which get one.
+
+    **Equation.** A SAM step with probability ``P``, a plain step otherwise: see `Bernoulli`. The paper's
+    schedules of ``P`` over training are not offered, only the constant one.
+
+    **Cost.** ``1 + P`` gradients per step. No memory between steps; during a sharp step one copy of the
+    parameters.
+
+    **Use it** for a fraction of sharp steps that is known beforehand without being periodic, and as the baseline
+    that an adaptive policy has to beat.
+
+    Args:
+        rho (float): Radius of the perturbation. Default: ``0.05`` (as SAM).
+        probability (float): Probability of a sharp step. Default: ``0.5`` (the paper's constant schedule).
+        seed (int): Seed of the draws. Default: ``0``.
+        synchronize (bool): See `Method`. Default: ``False``.
+        nonfinite (str): See `Method`. Default: ``'pass'``.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> from sam_algos import SSSAM
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = SSSAM(probability=0.5).wrap(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> _ = optimizer.step(closure)
+        >>> optimizer.metrics["sam/applied"] in (0.0, 1.0)
+        True
+    """
+
+    rho: Positive = 0.05
+    probability: Probability = 0.5
+    seed: Seed = 0
+
+    def parts(self) -> Parts:
+        """On random steps, the Euclidean ball, the sharp gradient."""
+        return Parts(Bernoulli(self.probability, self.seed), PNorm(self.rho), SharpGradient())

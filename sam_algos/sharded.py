@@ -1,0 +1,71 @@
+"""Sharded parameters: what is refused, and how a sharded checkpoint may lack a method's buffers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+
+from composer.core import State
+from composer.utils.parallelism import FSDP2Config, FSDPConfig
+from torch import nn
+from torch.distributed.checkpoint import DefaultLoadPlanner, LoadPlan
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+__all__ = ["load_without", "refuse_fsdp1"]
+
+
+def refuse_fsdp1(method: str, model: nn.Module, config: object = None) -> None:
+    """Refuse FSDP1, whose flat shards do not say which ranks complete a norm.
+
+    Args:
+        method: The name of the method, for the error.
+        model: The model to be trained.
+        config: Composer's configuration of the sharding that it will do, if any.
+
+    Raises:
+        ValueError: If the model, or a part of it, is or will be sharded by FSDP1.
+    """
+    wrapped = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+    if wrapped or isinstance(config, FSDPConfig):
+        raise ValueError(
+            f"{method}: FSDP1 (FullyShardedDataParallel) is not supported, as norms over its flat shards would "
+            "be those of one process. Use FSDP2: torch.distributed.fsdp.fully_shard, or under Composer "
+            "parallelism_config={'fsdp': composer.utils.parallelism.FSDP2Config()}."
+        )
+
+
+class _Planner(DefaultLoadPlanner):
+    """Leaves a method's buffers as they are where a checkpoint has none; all else must be there."""
+
+    def __init__(self, buffers: Collection[str]) -> None:
+        super().__init__()
+        self._buffers = frozenset(buffers)
+
+    def create_local_plan(self) -> LoadPlan:
+        saved = self.metadata.state_dict_metadata if self.metadata else {}
+        self.state_dict = {
+            key: value
+            for key, value in self.state_dict.items()
+            if key in saved or key.rpartition(".")[2] not in self._buffers
+        }
+        return super().create_local_plan()
+
+
+def load_without(buffers: Collection[str], state: State) -> None:
+    """Let a sharded checkpoint lack ``buffers``, which then start from zero.
+
+    That of plain training lacks them, and so does one that a method wrote before its first sharp step.
+    """
+    config = state.fsdp_config
+    if not buffers or not isinstance(config, FSDP2Config) or config.load_planner is not None:
+        return
+
+    # The planner is a property of the class, which answers None and cannot be set.
+    class Config(type(config)):
+        @property
+        def load_planner(self) -> _Planner:
+            return _Planner(buffers)
+
+    Config.__name__, Config.__qualname__ = type(config).__name__, type(config).__qualname__
+    state.fsdp_config = copy.copy(config)
+    state.fsdp_config.__class__ = Config

@@ -121,8 +121,8 @@ class Method(Options, Algorithm, ABC):
 def training_progress(state: State) -> float | None:
     """The share of training that is done, moving with every batch whatever the unit of ``max_duration``.
 
-    Composer's own elapsed duration stands still within an epoch where ``max_duration`` counts epochs; it serves
-    where the loader's length is unknown, and for every other unit.
+    Composer's own elapsed duration stands still within an epoch where ``max_duration`` counts epochs (which it
+    does only where the loader's length is known); it serves for every other unit.
     """
     total, now = state.max_duration, state.timestamp
     if total is None:

@@ -1,0 +1,179 @@
+"""What has to be said about the machine, and what has to be set before a process starts on it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_MALLOC = {  # glibc then keeps what was freed: page faults would be up to a quarter of the noise
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+_PACKAGES = ("torch", "torchvision", "mosaicml", "numpy", "pytorch_optimizer")
+_CHANGING = ("sessions", "copy_gb_per_s", "commit")  # what may differ when a measurement is resumed
+
+
+def restart_if_unprepared(arguments: Sequence[str], threads: int) -> None:
+    """Start this process again, once, with the settings that have to be there when it starts.
+
+    Settings that the user has made are left as they are.
+
+    Args:
+        arguments: The command line after ``python -m benchmarks``.
+        threads: How many threads an operation may use.
+    """
+    wanted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    if sys.platform == "linux":
+        wanted |= {name: value for name, value in _MALLOC.items() if name not in os.environ}
+    if all(os.environ.get(name) == value for name, value in wanted.items()):
+        return
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    os.execve(sys.executable, command, {**os.environ, **wanted})
+
+
+def describe() -> dict[str, Any]:
+    """Hardware, versions and settings of this process, in JSON types.
+
+    Returns:
+        dict: Equal for two processes whose timings may be put together, but for what is
+        measured on the way.
+    """
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_gb": _memory_gb(),
+        "gpu": gpu,
+        "os": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "malloc": {name: os.environ.get(name) for name in _MALLOC},
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
+        "commit": _commit(),
+        "code": _code(),
+        "copy_gb_per_s": round(copy_bandwidth() / 1e9, 2),
+        "sessions": [],
+    }
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """The entries of two environments that forbid putting their timings together."""
+    return [key for key in a if key not in _CHANGING and a[key] != b.get(key)]
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def load_average() -> list[float]:
+    """Processes that wanted to run, over the last 1, 5 and 15 minutes."""
+    return [round(load, 2) for load in os.getloadavg()]
+
+
+def copy_bandwidth(elements: int = 1 << 25, repetitions: int = 9) -> float:
+    """Bytes that are read and written in a second when memory is copied.
+
+    Args:
+        elements: How many float32 to copy; too many for any cache.
+        repetitions: How often; the median counts.
+
+    Returns:
+        float: Bytes per second.
+    """
+    copy = Copy(elements)
+    return copy.bytes / median(copy() for _ in range(repetitions + 1))
+
+
+class Copy:
+    """Copies memory and says how long that took.
+
+    Args:
+        elements: How many float32.
+    """
+
+    def __init__(self, elements: int = 1 << 25) -> None:
+        """Allocate both sides."""
+        import torch
+
+        self._torch = torch
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._from = torch.ones(elements, device=self._device)
+        self._to = torch.zeros(elements, device=self._device)
+        self.bytes = 2 * self._from.nbytes
+
+    def __call__(self) -> float:
+        """Seconds for one copy."""
+        self._wait()
+        start = time.perf_counter()
+        self._to.copy_(self._from)
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            self._torch.cuda.synchronize()
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _memory_gb() -> int | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _code() -> str:
+    """A digest of the code that is measured; it says more than a commit where files were changed since."""
+    digest = hashlib.sha256()
+    for path in sorted(
+        p for folder in ("sam_algos", "benchmarks", "yamls") for p in (ROOT / folder).rglob("*.*")
+    ):
+        if path.suffix in (".py", ".yaml"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, ``+`` behind it where the code was changed since."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "--", "sam_algos", "benchmarks/*.py", "yamls")
+    return commit and commit + ("+" if changed else "")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,149 @@
+"""Result files: JSON that says what was measured where, and that a measurement can be resumed from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import environment
+
+SCHEMA = 1
+KINDS = ("cost", "phases", "pareto")
+
+
+class BenchmarkError(ValueError):
+    """Something that the user has to change; the message is one line."""
+
+
+@dataclass
+class Result:
+    """One measurement.
+
+    Args:
+        path: Its file.
+        kind: ``cost``, ``phases`` or ``pareto``.
+        settings: What was asked for; a measurement is resumed only with equal settings.
+        environment: Where it was measured: see `benchmarks.environment.describe`.
+        data: What was measured, step by step.
+        summary: What follows from it.
+        complete: Whether nothing is left to measure.
+    """
+
+    path: Path
+    kind: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    complete: bool = False
+
+    def measured(self) -> dict[str, dict[str, Any]]:
+        """The tables of `data` for which at least one round is complete."""
+        return {key: table for key, table in self.data.items() if any(table.get("samples", {}).values())}
+
+    def save(self) -> None:
+        """Write the file; one that is there is whole at any time."""
+        self.environment["sessions"][-1] |= {
+            "ended": environment.now(),
+            "load_after": environment.load_average(),
+        }
+        content = {"schema": SCHEMA, **{key: value for key, value in vars(self).items() if key != "path"}}
+        draft = self.path.with_suffix(".json.part")
+        draft.write_text(_json(content) + "\n", encoding="utf-8")
+        draft.replace(self.path)
+
+
+def open_result(
+    path: Path, kind: str, settings: dict[str, Any], *, resume: bool = False, overwrite: bool = False
+) -> Result:
+    """Begin a measurement, or go on with one.
+
+    Args:
+        path: Its file.
+        kind: ``cost``, ``phases`` or ``pareto``.
+        settings: What is to be measured.
+        resume: Go on with the file if it is there.
+        overwrite: Replace the file if it is there.
+
+    Returns:
+        Result: With a session opened in its environment.
+
+    Raises:
+        BenchmarkError: If the file is there and neither was asked for, or it cannot be gone on with.
+    """
+    here = environment.describe()
+    result = Result(path, kind, settings, here)
+    if path.exists() and resume:
+        result = _resumable(load_result(path), result)
+    elif path.exists() and not overwrite:
+        raise BenchmarkError(f"{path} is there; --resume goes on with it, --overwrite replaces it")
+    _make_folder(path.parent)
+    session = {"started": environment.now(), "load_before": environment.load_average()}
+    result.environment["sessions"].append(session)
+    return result
+
+
+def _resumable(found: Result, wanted: Result) -> Result:
+    asked = json.loads(json.dumps(wanted.settings))
+    changed = [key for key in asked if asked[key] != found.settings.get(key)]
+    if found.kind != wanted.kind or changed:
+        raise BenchmarkError(
+            f"{found.path} was measured with other settings ({', '.join(changed)}); --overwrite replaces it"
+        )
+    other = environment.differences(found.environment, json.loads(json.dumps(wanted.environment)))
+    if other:
+        raise BenchmarkError(
+            f"{found.path} was measured elsewhere ({', '.join(other)} differ); --overwrite replaces it"
+        )
+    return found
+
+
+def load_result(path: Path) -> Result:
+    """Read a result file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Result: As it was saved.
+
+    Raises:
+        BenchmarkError: If it is not there, or not a result.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise BenchmarkError(f"{path}: {reason}") from error
+    except json.JSONDecodeError as error:
+        raise BenchmarkError(f"{path}: not JSON: {error}") from error
+    if (
+        not isinstance(content, dict)
+        or content.pop("schema", None) != SCHEMA
+        or content.get("kind") not in KINDS
+    ):
+        raise BenchmarkError(f"{path}: not a result of python -m benchmarks (schema {SCHEMA})")
+    try:
+        return Result(path, **content)
+    except TypeError as error:
+        raise BenchmarkError(f"{path}: not a result of python -m benchmarks: {error}") from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchmarkError(f"{folder}: {error.strerror}") from error
+
+
+def _json(content: Any, indent: str = "") -> str:
+    """JSON with a line for each entry of a dictionary; lists without dictionaries are on one line."""
+    inner = indent + " "
+    if isinstance(content, dict) and content:
+        lines = [f"{json.dumps(key)}: {_json(value, inner)}" for key, value in content.items()]
+        return "{\n" + ",\n".join(inner + line for line in lines) + f"\n{indent}}}"
+    if isinstance(content, (list, tuple)) and any(isinstance(value, dict) for value in content):
+        return "[\n" + ",\n".join(inner + _json(value, inner) for value in content) + f"\n{indent}]"
+    return json.dumps(content, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,151 @@
+"""What the tests train: models, batches, base optimizers and closures; and how two runs are compared."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sam_algos import (
+    ASAM,
+    METHODS,
+    SAM,
+    Adaptive,
+    GradientNorm,
+    Method,
+    Reuse,
+    SharpnessAware,
+    SharpnessAwareOptimizer,
+)
+
+Batch = tuple[Tensor, Tensor]
+
+VARIANTS: dict[str, Method] = {
+    "sam, p=1": SAM(p=1.0),
+    "sam, p=inf": SAM(p=math.inf, interval=2),
+    "asam, layer": ASAM(scope="layer", normalize_bias=True),
+    "asam, filter": ASAM(scope="filter"),
+    "composed": SharpnessAware(GradientNorm(lambda_1=-0.5, lambda_2=0.5), Adaptive(), Reuse()),
+}
+
+# Every registered method with its defaults: a new one is tested without an edit here.
+_CASES = {name: cls() for name, cls in METHODS.items()} | VARIANTS
+each_method = pytest.mark.parametrize("method", _CASES.values(), ids=_CASES)
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)),
+    "batchnorm": lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)),
+    "dropout": lambda: nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(0.4), nn.Linear(16, 3)),
+    "convolution": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 6)),
+        nn.Conv1d(1, 4, 3),
+        nn.BatchNorm1d(4),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ),
+}
+
+BASES: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda params: torch.optim.SGD(params, lr=0.05),
+    "momentum": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
+    "adamw": lambda params: torch.optim.AdamW(params, lr=0.01, weight_decay=0.05),
+}
+
+
+def make_model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return MODELS[name]().to(dtype)
+
+
+def make_batches(steps: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> list[Batch]:
+    """Batches whose gradients differ in size, so that an adaptive policy has something to decide."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    return [(draw(7, 6).to(dtype), (draw(7, 3) * (1 + 2 * draw(1).abs())).to(dtype)) for _ in range(steps)]
+
+
+class Closure:
+    """A closure as a user writes it, which counts its calls; subclasses make some of them go wrong."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batch: Batch,
+        *,
+        set_to_none: bool = True,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.mse_loss,
+    ) -> None:
+        self.model, self.optimizer, self.batch = model, optimizer, batch
+        self.set_to_none, self.loss = set_to_none, loss
+        self.calls = 0
+
+    def __call__(self) -> Any:
+        self.calls += 1
+        self.optimizer.zero_grad(set_to_none=self.set_to_none)
+        x, y = self.batch
+        loss = self.loss(self.model(x), y)
+        loss.backward()
+        return loss
+
+
+def wrap(
+    method: Method | None, model: nn.Module, base: str = "momentum", total_steps: int = 40, **group: Any
+) -> torch.optim.Optimizer:
+    """The method's optimizer around a base optimizer, or the base optimizer alone."""
+    optimizer = BASES[base]([{"params": list(model.parameters()), **group}])
+    return optimizer if method is None else method.wrap(optimizer, model=model, total_steps=total_steps)
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch]) -> Iterator[int]:
+    """Train, and yield after each step how many passes it took."""
+    for batch in batches:
+        closure = Closure(model, optimizer, batch)
+        optimizer.step(closure)
+        yield closure.calls
+
+
+def train(
+    method: Method | None, model: nn.Module, batches: Sequence[Batch], base: str = "momentum"
+) -> torch.optim.Optimizer:
+    """Train a model to the end of the batches; a method with a schedule reaches its end with them."""
+    optimizer = wrap(method, model, base, total_steps=len(batches))
+    torch.manual_seed(2)
+    for _ in steps(model, optimizer, batches):
+        pass
+    return optimizer
+
+
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, buffers: bool = True) -> Any:
+    """A copy of all that training changes: the model, the optimizer state and what the method remembers."""
+    model_state = dict(model.named_parameters()) | (dict(model.named_buffers()) if buffers else {})
+    state = {"model": model_state, "optimizer": None, "method": None}
+    if optimizer is not None:
+        state["optimizer"] = optimizer.state_dict()
+    if isinstance(optimizer, SharpnessAwareOptimizer):
+        state["method"] = optimizer.method_state_dict()
+    return copy.deepcopy(state)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nested structures are equal, tensors to the last bit."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def distance(a: nn.Module, b: nn.Module) -> float:
+    """The largest difference between the parameters and buffers of two models."""
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return max(float((x.double() - y.double()).abs().max()) for x, y in pairs if x.numel())

@@ -1,0 +1,105 @@
+"""What every registered method is as an object: options that cannot change, a repr, a method card."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import doctest
+import importlib
+import pickle
+import re
+
+import numpy as np
+import pytest
+
+import sam_algos
+from sam_algos import METHODS, Method
+from tests.cases import each_method
+
+each_class = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
+
+
+@each_method
+def test_repr_evaluates_back_to_an_equal_method(method: Method) -> None:
+    again = eval(
+        repr(method), vars(sam_algos) | {name: getattr(sam_algos, name) for name in sam_algos.__all__}
+    )
+    assert again == method
+    assert repr(again) == repr(method)
+
+
+@each_class
+def test_repr_shows_shared_options_where_they_differ(cls: type[Method]) -> None:
+    assert "nonfinite" not in repr(cls())
+    assert repr(cls(nonfinite="skip")).endswith("nonfinite='skip')")
+
+
+@each_class
+def test_repr_of_numpy_numbers_needs_no_numpy(cls: type[Method]) -> None:
+    floats = {f.name: np.float64(f.default) for f in dataclasses.fields(cls) if isinstance(f.default, float)}
+    assert repr(cls(**floats)) == repr(cls())
+
+
+@each_method
+def test_equal_methods_have_equal_hashes(method: Method) -> None:
+    other = dataclasses.replace(method, nonfinite="skip")
+    assert copy.deepcopy(method) == method
+    assert hash(copy.deepcopy(method)) == hash(method)
+    assert other != method
+    assert len({method, copy.deepcopy(method), other}) == 2
+
+
+@each_method
+def test_pickles(method: Method) -> None:
+    assert pickle.loads(pickle.dumps(method)) == method
+
+
+@each_method
+def test_is_frozen(method: Method) -> None:
+    for field in dataclasses.fields(method):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(method, field.name, None)
+
+
+@each_class
+def test_inherits_from_no_other_concrete_method(cls: type[Method]) -> None:
+    assert cls.__bases__ == (Method,)
+    assert "step" not in vars(cls)
+
+
+@each_class
+def test_docstring_is_a_method_card(cls: type[Method]) -> None:
+    card = cls.__doc__ or ""
+    headings = ["**Idea.**", "**Equation.**", "**Cost.**", "**Use it**", "Args:", "Raises:", "Example:"]
+    places = [card.find(heading) for heading in headings]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert re.search(r"<https://\S+>`_", card), "a link to the paper"
+
+
+@each_class
+def test_card_documents_every_argument_with_its_default(cls: type[Method]) -> None:
+    arguments = (cls.__doc__ or "").split("Args:")[1].split("Raises:")[0]
+    described = re.split(r"\n        (?=\w+ \()", arguments)[1:]
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    assert [text.split(" ")[0] for text in described] == [
+        f.name for f in sorted(fields, key=lambda f: f.kw_only)
+    ]
+    for text, field in zip(described, sorted(fields, key=lambda f: f.kw_only), strict=True):
+        default = re.search(r"Default:\s+``([^`]+)``", text)
+        assert default, text
+        assert eval(default[1], {}) == field.default, text
+
+
+@each_class
+def test_example_of_the_card_runs(cls: type[Method]) -> None:
+    home = vars(importlib.import_module(cls.__module__))
+    test = doctest.DocTestParser().get_doctest(cls.__doc__ or "", dict(home), cls.__name__, None, 0)
+    assert len(test.examples) > 1
+    assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test).failed == 0
+
+
+@each_class
+def test_is_exported_by_the_package(cls: type[Method]) -> None:
+    assert cls.__name__ in sam_algos.__all__
+    assert getattr(sam_algos, cls.__name__) is cls

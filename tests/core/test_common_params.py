@@ -1,0 +1,213 @@
+"""Parameters of every kind: how they are stored, shared, used and grouped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sam_algos import SAM, Method
+from tests import references
+from tests.cases import Closure, distance, each_method, make_batches, same, snapshot, steps, wrap
+
+
+class Tied(nn.Module):
+    """Uses one parameter twice, and one tensor under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.decode.weight = self.encode.weight
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.decode(torch.tanh(self.encode(x))))
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 2).to(memory_format=torch.channels_last)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = x.view(-1, 2, 1, 3).repeat(1, 1, 2, 1).contiguous(memory_format=torch.channels_last)
+        return self.out(torch.tanh(self.conv(image)).flatten(1))
+
+
+class Transposed(nn.Module):
+    """A parameter that is dense in its own memory, in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 3).t())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x @ self.weight.t())
+
+
+def in_one_buffer() -> nn.Module:
+    """Parameters that are views of one flat tensor, as cuDNN's RNNs and flat-buffer optimizers make them."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    flat = nn.utils.parameters_to_vector(model.parameters()).detach()
+    nn.utils.vector_to_parameters(flat, model.parameters())
+    return model
+
+
+def frozen() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    model[0].requires_grad_(False)
+    return model
+
+
+class WithExtra(nn.Module):
+    """Holds a parameter that no pass uses, or only those passes whose numbers are given."""
+
+    def __init__(self, extra: Tensor, used_in: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.extra = nn.Parameter(extra)
+        self.used_in, self.passes = used_in, [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes[0] += 1
+        out = self.body(x)
+        return out * (1 + self.extra.abs().sum()) if self.passes[0] in self.used_in else out
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 3, dtype=torch.complex64))
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.to(self.weight.dtype) @ self.weight).abs() + self.bias
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.LSTM(2, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x.view(3, -1, 2))[0][-1])
+
+
+class LowPrecision(nn.Module):
+    """A body in bfloat16 under a head in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 8).bfloat16(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x.bfloat16())).float())
+
+
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "tied": Tied,
+    "channels last": ChannelsLast,
+    "transposed": Transposed,
+    "views of one buffer": lambda: in_one_buffer().float(),
+    "frozen": frozen,
+    "unused": lambda: WithExtra(torch.ones(2)),
+    "empty": lambda: WithExtra(torch.ones(0, 3), used_in=tuple(range(99))),
+    "one number": lambda: WithExtra(torch.tensor(0.5), used_in=tuple(range(99))),
+    "all zero": lambda: WithExtra(torch.zeros(4), used_in=tuple(range(99))),
+    "complex": Complex,
+    "recurrent": Recurrent,
+    "bfloat16 and float32": LowPrecision,
+}
+DOUBLE = ("tied", "channels last", "transposed", "views of one buffer", "empty", "one number", "recurrent")
+
+
+def build(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return KINDS[kind]()
+
+
+@each_method
+@pytest.mark.parametrize("base", ["momentum", "adamw"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_trains_from_weights_restored_to_the_last_bit(method: Method, kind: str, base: str) -> None:
+    model = build(kind)
+    optimizer = wrap(method, model, base)
+    start = snapshot(model)["model"]
+    batches = [(x[:6], y[:6]) for x, y in make_batches(6)]
+    clean: list[dict] = []
+    optimizer.base_optimizer.register_step_pre_hook(lambda *_: clean.append(snapshot(model)["model"]))
+    for batch in batches:
+        before = snapshot(model)["model"]
+        optimizer.step(Closure(model, optimizer, batch))
+        assert same(clean.pop(), before)
+    for name, p in model.named_parameters():
+        assert p.isfinite().all()
+        moved = p.numel() > 0 and not torch.equal(p, start[name])
+        assert moved == (p.grad is not None and p.numel() > 0 and kind != "all zero") or "body" in name
+
+
+@pytest.mark.parametrize("kind", DOUBLE)
+def test_storage_does_not_matter_to_the_result(kind: str) -> None:
+    ours, theirs = build(kind).double(), build(kind).double()
+    batches = [(x[:6], y[:6]) for x, y in make_batches(8, torch.float64)]
+    references.train(theirs, batches, references.sam(0.3), references.sgd(0.05, momentum=0.9))
+    list(steps(ours, wrap(SAM(rho=0.3), ours), batches))
+    assert distance(ours, theirs) <= 1e-12
+
+
+@each_method
+@pytest.mark.parametrize("base", ["momentum", "adamw"])
+@pytest.mark.parametrize("used_in", [(1,), (2,), (1, 4), (3, 4)], ids=str)
+def test_a_parameter_may_be_used_in_one_pass_only(
+    method: Method, base: str, used_in: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    model = WithExtra(torch.ones(2), used_in)
+    optimizer = wrap(method, model, base)
+    for _ in steps(model, optimizer, make_batches(8)):
+        assert all(p.isfinite().all() for p in model.parameters())
+    model.used_in = tuple(range(99))
+    list(steps(model, optimizer, make_batches(8)))
+    assert optimizer.method_state_dict()["step"] == 16
+
+
+@each_method
+def test_no_parameter_at_all_may_receive_a_gradient(method: Method) -> None:
+    """All frozen for a while, as gradual unfreezing does."""
+    model = nn.Sequential(nn.Linear(6, 3))
+    optimizer = wrap(method, model)
+    [(x, y)] = make_batches(1)
+    model.requires_grad_(False)
+    before = snapshot(model)
+    for _ in range(2):
+        optimizer.step(lambda: (model(x) - y).square().mean())
+    assert same(snapshot(model), before)
+    assert optimizer.metrics["sam/nonfinite"] == 0
+    model.requires_grad_(True)
+    optimizer.step(Closure(model, optimizer, (x, y)))
+    assert not same(snapshot(model), before)
+
+
+@each_method
+def test_a_gradient_of_zero_moves_nothing(method: Method) -> None:
+    model = nn.Sequential(nn.Linear(6, 3))
+    optimizer = wrap(method, model)
+    before = snapshot(model)
+    [batch] = make_batches(1)
+    for _ in range(3):
+        optimizer.step(Closure(model, optimizer, batch, loss=lambda out, y: (out * 0).sum()))
+    assert same(snapshot(model), before)
+
+
+@each_method
+def test_a_sparse_gradient_is_refused_before_anything_changes(method: Method) -> None:
+    model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
+    optimizer = wrap(method, model, "sgd")
+    before = snapshot(model, optimizer)
+    batch = (torch.tensor([[0, 1], [2, 3]]), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"'0.weight' has a torch.sparse_coo gradient.*sparse=False"):
+        optimizer.step(Closure(model, optimizer, batch))
+    assert same(snapshot(model, optimizer), before)

@@ -1,0 +1,98 @@
+"""Methods that are the same method must agree to the last bit, whatever layers and optimizer they train."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sam_algos import (
+    AESAM,
+    ASAM,
+    SAM,
+    SSSAM,
+    Adaptive,
+    AELookSAM,
+    GradientNorm,
+    Interval,
+    LookSAM,
+    Method,
+    PNorm,
+    Reuse,
+    SharpGradient,
+    SharpnessAware,
+)
+from tests.cases import MODELS, distance, each_method, make_batches, make_model, same, snapshot, train
+
+ALWAYS = {"lambda_1": -1e9, "lambda_2": -1e9}
+NEVER = {"lambda_1": 1e9, "lambda_2": 1e9}
+
+IDENTITIES: dict[str, tuple[Method | None, Method | None]] = {
+    "SharpnessAware() is SAM": (SharpnessAware(), SAM()),
+    "AE-SAM that is always sharp is SAM": (AESAM(rho=0.1, **ALWAYS), SAM(rho=0.1)),
+    "LookSAM that never reuses is SAM": (LookSAM(rho=0.1, k=1), SAM(rho=0.1)),
+    "AE-LookSAM that is always sharp is SAM": (AELookSAM(rho=0.1, **ALWAYS), SAM(rho=0.1)),
+    "LookSAM(alpha=0) is SAM at intervals": (LookSAM(rho=0.1, k=3, alpha=0.0), SAM(rho=0.1, interval=3)),
+    "AE-LookSAM(alpha=0) is AE-SAM": (
+        AELookSAM(alpha=0.0, delta=0.8, lambda_1=-0.5, lambda_2=0.5),
+        AESAM(delta=0.8, lambda_1=-0.5, lambda_2=0.5),
+    ),
+    "SS-SAM that is always sharp is SAM": (SSSAM(rho=0.1, probability=1.0), SAM(rho=0.1)),
+    "SS-SAM that is never sharp is its base": (SSSAM(probability=0.0), None),
+    "AE-SAM that is never sharp is its base": (AESAM(**NEVER), None),
+    "AE-LookSAM that is never sharp is its base": (AELookSAM(**NEVER), None),
+    "p = 2 as an integer": (SAM(p=2), SAM(p=2.0)),
+    "SAM from its parts": (SharpnessAware(Interval(2), PNorm(0.1, 3.0), SharpGradient()), SAM(0.1, 2, 3.0)),
+    "ASAM from its parts": (SharpnessAware(perturbation=Adaptive(scope="layer")), ASAM(scope="layer")),
+    "LookSAM from its parts": (SharpnessAware(Interval(5), PNorm(), Reuse(0.1)), LookSAM()),
+    "AE-SAM from its parts": (SharpnessAware(GradientNorm()), AESAM()),
+    "AE-LookSAM from its parts": (
+        SharpnessAware(GradientNorm(lambda_1=0.0, lambda_2=2.0), descent=Reuse()),
+        AELookSAM(),
+    ),
+}
+
+DIFFERENCES: dict[str, tuple[Method | None, Method | None]] = {
+    "SAM is not its base": (SAM(), None),
+    "an interval": (SAM(), SAM(interval=2)),
+    "the order of the norm": (SAM(), SAM(p=3.0)),
+    "the seed of the coin": (SSSAM(seed=0), SSSAM(seed=1)),
+    "reuse": (LookSAM(k=3), SAM(interval=3)),
+    "the adaptive ball": (ASAM(rho=0.05), SAM(rho=0.05)),
+    "the end of the schedule": (AESAM(lambda_1=-1.0), AESAM(lambda_1=-4.0)),
+    "the beginning of the schedule": (AESAM(lambda_2=1.0), AESAM(lambda_2=-4.0)),
+}
+
+
+def trained(method: Method | None, base: str, model: str) -> tuple:
+    trainee = make_model(model)
+    optimizer = train(method, trainee, make_batches(20), base)
+    return trainee, optimizer
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("base", ["momentum", "adamw"])
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_are_the_same_to_the_last_bit(name: str, base: str, model: str) -> None:
+    (a, _), (b, _) = (trained(method, base, model) for method in IDENTITIES[name])
+    assert distance(a, b) == 0.0
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_are_not_the_same(name: str) -> None:
+    """Otherwise the comparison above could not tell methods apart."""
+    (a, _), (b, _) = (trained(method, "momentum", "mlp") for method in DIFFERENCES[name])
+    assert distance(a, b) > 1e-6
+
+
+@each_method
+@pytest.mark.parametrize("option", [{"synchronize": True}, {"nonfinite": "skip"}], ids=str)
+def test_options_for_trouble_change_nothing_where_there_is_none(method: Method, option: dict) -> None:
+    plain, guarded = (trained(m, "momentum", "batchnorm") for m in (method, replace(method, **option)))
+    assert same(snapshot(*plain), snapshot(*guarded))
+
+
+@each_method
+def test_training_is_repeatable(method: Method) -> None:
+    once, again = (trained(method, "adamw", "dropout") for _ in range(2))
+    assert same(snapshot(*once), snapshot(*again))

@@ -1,0 +1,220 @@
+"""Arithmetic on lists of tensors against the same arithmetic on one long vector."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sam_algos import tensors
+
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "one": [(5,)],
+    "several": [(3, 4), (7,), (2, 3, 1, 2)],
+    "scalar": [(), (4,)],
+    "empty among others": [(0, 3), (5,), (0,)],
+    "empty last": [(2, 2), (0,)],
+}
+TYPES: dict[str, list[torch.dtype]] = {
+    "float64": [torch.float64],
+    "float32": [torch.float32],
+    "bfloat16": [torch.bfloat16],
+    "float16": [torch.float16],
+    "complex64": [torch.complex64],
+    "bfloat16 and float32": [torch.bfloat16, torch.float32],
+    "float32 and complex64": [torch.float32, torch.complex64],
+    "float32 and float64": [torch.float32, torch.float64],
+}
+
+
+def draw(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], seed: int) -> list[Tensor]:
+    torch.manual_seed(seed)
+    return [torch.randn(shape, dtype=dtypes[i % len(dtypes)]) for i, shape in enumerate(shapes)]
+
+
+def vector(values: list[Tensor]) -> Tensor:
+    """All values as one real vector in float64."""
+    parts = [torch.view_as_real(v) if v.is_complex() else v for v in values]
+    return torch.cat([p.double().reshape(-1) for p in parts])
+
+
+each_list = pytest.mark.parametrize(
+    ("shapes", "dtypes"),
+    [(s, t) for s in SHAPES.values() for t in TYPES.values()],
+    ids=[f"{s}, {t}" for s in SHAPES for t in TYPES],
+)
+
+
+def assert_close(ours: Tensor, truth: Tensor) -> None:
+    assert ours.shape == ()
+    assert not ours.is_complex()
+    assert ours.dtype in (torch.float32, torch.float64), "accumulated in float32 or better"
+    assert float(ours) == pytest.approx(float(truth), rel=1e-6, abs=1e-6)
+
+
+@each_list
+def test_norm_and_dot_are_those_of_one_vector(shapes: list, dtypes: list) -> None:
+    a, b = draw(shapes, dtypes, 0), draw(shapes, dtypes, 1)
+    assert_close(tensors.norm(a, a), vector(a).norm())
+    assert_close(tensors.dot(a, b, a), vector(a) @ vector(b))
+    for ours, value in zip(tensors.norms(a, a).unbind(), a, strict=True):
+        assert_close(ours, vector([value]).norm())
+
+
+@each_list
+def test_largest_is_that_of_one_vector(shapes: list, dtypes: list) -> None:
+    a = draw(shapes, dtypes, 0)
+    assert float(tensors.largest(a, a)) == max(float(v.abs().max()) for v in a if v.numel())
+
+
+def test_nothing_has_norm_zero() -> None:
+    assert tensors.norm([], []).item() == 0
+    assert tensors.dot([], [], []).item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_accumulated_in_float32(dtype: torch.dtype) -> None:
+    """In its own precision the sum of these would stand still early, or overflow."""
+    ones = [torch.full((100_000,), 3.0, dtype=dtype)] * 2
+    assert tensors.norm(ones, ones).item() == pytest.approx(math.sqrt(1.8e6), rel=1e-5)
+    assert tensors.dot(ones, ones, ones).item() == pytest.approx(1.8e6, rel=1e-5)
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["same strides", "other strides"])
+def test_dot_pairs_elements_by_index(transposed: bool) -> None:
+    a, b = torch.randn(3, 4), torch.randn(4, 3).t() if transposed else torch.randn(3, 4)
+    assert tensors.dot([a], [b], [a]).item() == pytest.approx((a * b).sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(4.0, 0.25), (math.inf, 0.0), (math.nan, math.nan)])
+def test_reciprocal(value: float, expected: float) -> None:
+    assert tensors.reciprocal(torch.tensor(value)).item() == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_reciprocal_of_zero_times_zero_is_zero(dtype: torch.dtype) -> None:
+    inverse = tensors.reciprocal(torch.tensor(0.0, dtype=dtype))
+    assert inverse.isfinite()
+    assert (inverse * 0).item() == 0
+
+
+@pytest.mark.parametrize("scale", [0.3, torch.tensor(0.3, dtype=torch.float64)], ids=["number", "tensor"])
+@each_list
+def test_add_scaled(shapes: list, dtypes: list, scale: float | Tensor) -> None:
+    a, b = draw(shapes, dtypes, 0), draw(shapes, dtypes, 1)
+    expected = vector(a) + 0.3 * vector(b)
+    tensors.add_scaled_(a, b, scale)
+    rounding = max(torch.finfo(dtype).eps for dtype in dtypes)
+    torch.testing.assert_close(vector(a), expected, rtol=rounding, atol=rounding)
+
+
+def test_add_scaled_of_nothing() -> None:
+    tensors.add_scaled_([], [], 0.5)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", SHAPES)
+def test_orthogonalize_leaves_what_is_orthogonal(name: str, dtype: torch.dtype) -> None:
+    g, g_s = draw(SHAPES[name], [dtype], 0), draw(SHAPES[name], [dtype], 1)
+    truth = vector(g_s) - (vector(g_s) @ vector(g)) / (vector(g) @ vector(g)) * vector(g)
+    buffers = [x.clone() for x in g]
+    kept = [x.clone() for x in g_s]
+    tensors.orthogonalize_(buffers, g_s, tensors.dot(g_s, g, g) / tensors.norm(g, g) ** 2)
+    tolerance = max(TOLERANCE[dtype], torch.finfo(dtype).eps) * 10
+    assert float((vector(buffers) - truth).norm()) <= tolerance * float(vector(g_s).norm())
+    assert all(map(torch.equal, g_s, kept))
+
+
+def flat_views() -> list[Tensor]:
+    flat = torch.randn(10)
+    return [nn.Parameter(flat[:4]), nn.Parameter(flat[4:])]
+
+
+def twins() -> list[Tensor]:
+    data = torch.randn(6)
+    return [nn.Parameter(data), nn.Parameter(torch.randn(3)), nn.Parameter(data.view(2, 3)[0])]
+
+
+STORED: dict[str, tuple[Any, bool]] = {
+    "own storage": (lambda: [nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(5))], True),
+    "scalar": (lambda: [nn.Parameter(torch.randn(()))], True),
+    "bfloat16": (lambda: [nn.Parameter(torch.randn(5).bfloat16())], True),
+    "complex": (lambda: [nn.Parameter(torch.randn(5, dtype=torch.complex64))], True),
+    "channels last": (
+        lambda: [nn.Parameter(torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last))],
+        True,
+    ),
+    "views of one buffer": (flat_views, False),
+    "part of a buffer": (lambda: [nn.Parameter(torch.randn(9)[3:6])], False),
+    "shared memory": (lambda: [nn.Parameter(torch.randn(4).share_memory_())], False),
+    "empty": (lambda: [nn.Parameter(torch.randn(0, 3))], False),
+}
+
+
+def displace(params: list, directions: list, scale: float, disposable: bool) -> Any:
+    weights = [p.detach() for p in params]
+    scales = [torch.tensor(scale, dtype=torch.float64)] * len(params)
+    return tensors.Displacement()(params, weights, directions, scales, [disposable] * len(params))
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("disposable", [True, False])
+@pytest.mark.parametrize("name", STORED)
+def test_displaced_there_and_back(name: str, disposable: bool, error: type[BaseException] | None) -> None:
+    make, swaps = STORED[name]
+    params = make()
+    before = [p.detach().clone() for p in params]
+    addresses = [p.data_ptr() for p in params]
+    directions = [torch.randn_like(p) for p in params]
+    expected = [w + 0.1 * d for w, d in zip(before, directions, strict=True)]
+    kept = [d.clone() for d in directions]
+    try:
+        with torch.no_grad(), displace(params, directions, 0.1, disposable):
+            for p, w, address, d in zip(params, expected, addresses, directions, strict=True):
+                torch.testing.assert_close(p.detach(), w)
+                assert (p.data_ptr() != address) == swaps
+                assert (p.data_ptr() == d.data_ptr() and p.numel() > 0) == (swaps and disposable)
+            if error:
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        assert error
+    assert all(map(torch.equal, before, params))
+    assert [p.data_ptr() for p in params] == addresses
+    if not (disposable and swaps):
+        assert all(map(torch.equal, directions, kept))
+
+
+def test_tensors_that_overlap_come_back() -> None:
+    params = twins()
+    before = [p.detach().clone() for p in params]
+    with torch.no_grad(), displace(params, [torch.randn_like(p) for p in params], 0.1, True):
+        assert not torch.equal(params[1], before[1])
+    assert all(map(torch.equal, before, params))
+
+
+def test_a_direction_laid_out_otherwise_is_not_written_to() -> None:
+    p, d = nn.Parameter(torch.randn(3, 4)), torch.randn(4, 3).t()
+    before, direction = p.detach().clone(), d.clone()
+    with torch.no_grad(), displace([p], [d], 0.5, True):
+        torch.testing.assert_close(p.detach(), before + 0.5 * direction)
+        assert p.stride() == before.stride()
+    assert torch.equal(d, direction)
+    assert torch.equal(p, before)
+
+
+def test_a_parameter_whose_memory_changes_is_recognised_anew() -> None:
+    """One `Displacement` serves a whole run; in between a parameter may become a view of a flat buffer."""
+    displacement, p = tensors.Displacement(), nn.Parameter(torch.randn(4))
+    for data in (p.data, torch.randn(9)[2:6], torch.randn(4)):
+        p.data = data
+        before, address = data.clone(), p.data_ptr()
+        swaps = data.untyped_storage().nbytes() == data.numel() * 4
+        scales = [torch.tensor(0.5)]
+        with torch.no_grad(), displacement([p], [p.detach()], [torch.ones(4)], scales, [True]):
+            assert torch.equal(p, before + 0.5)
+            assert (p.data_ptr() != address) == swaps
+        assert torch.equal(p, before)

@@ -1,0 +1,75 @@
+"""Start a group of scenarios in several processes, once per test session, and read what they found."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 240  # seconds; what does not end must fail. A collective gives up earlier: see `worker.PATIENCE`
+
+
+def run_group(group: str, processes: int, folder: Path) -> list[dict[str, Any]]:
+    """The results of one group, one dictionary per rank.
+
+    It is started once, also under pytest-xdist and also if it fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    verdict = folder / "verdict"
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not verdict.exists():
+            verdict.write_text(_launch(group, processes, folder))
+    if verdict.read_text():
+        raise RuntimeError(verdict.read_text())
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(processes)]
+
+
+def _launch(group: str, processes: int, folder: Path) -> str:
+    """Run the processes; returns what went wrong, empty if nothing did."""
+    port = _free_port()
+    workers = [_start(group, rank, processes, port, folder) for rank in range(processes)]
+    deadline = time.monotonic() + TIMEOUT
+    try:
+        codes = [worker.wait(max(0.1, deadline - time.monotonic())) for worker in workers]
+    except subprocess.TimeoutExpired:
+        codes = [f"no end after {TIMEOUT} s"]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    if not any(codes):
+        return ""
+    output = "\n".join((folder / f"rank{rank}.log").read_text()[-4000:] for rank in range(processes))
+    return f"group {group!r} on {processes} processes: {codes}\n{output}"
+
+
+def _start(group: str, rank: int, processes: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    if processes > 1:  # as Composer's launcher does, without importing Composer once more to do it
+        env |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "NODE_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    command = [sys.executable, "-m", "tests.distributed.worker", group, str(folder)]
+    with open(folder / f"rank{rank}.log", "wb") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

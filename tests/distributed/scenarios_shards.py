@@ -1,0 +1,87 @@
+"""Every pass of hand-written FSDP2 loops, recorded whole, for several ways to divide the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.utils import dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+from sam_algos import METHODS, SAM, tensors
+from tests.distributed.tasks import convolutional, loader, method, samples, whole
+
+NEEDS_PROCESS_GROUP = True
+STEPS = 4
+
+CASES: dict[str, Callable[[], Any]] = {
+    **{name: partial(method, name) for name in METHODS},
+    **{f"sam-p{p}": partial(SAM, rho=0.1, p=p) for p in (1.0, 3.0, float("inf"))},
+    "asam-filter": partial(method, "asam", scope="filter"),
+    "asam-layer": partial(method, "asam", scope="layer"),
+    "asam-bias": partial(method, "asam", normalize_bias=True),
+}
+LAYOUTS = {"rows": None, "columns": lambda p: Shard(min(1, p.ndim - 1))}
+
+
+def follow(case: str, layout: str, folder: Path) -> dict[str, Any]:
+    torch.manual_seed(3)
+    model = convolutional().double()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    fully_shard(model, mesh=mesh, shard_placement_fn=LAYOUTS[layout])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)  # so that weights differ by the gradient it gets
+    optimizer = CASES[case]().wrap(optimizer, model=model, total_steps=STEPS)
+    steps = []
+    for x, y in loader(samples(torch.float64, STEPS)):
+        passes: list[dict[str, list[Tensor]]] = []
+
+        def closure(x: Tensor = x, y: Tensor = y, passes: list[Any] = passes) -> Tensor:
+            optimizer.zero_grad()
+            before = values(model.parameters())
+            loss = nn.functional.mse_loss(model(x), y)
+            loss.backward()
+            passes.append({"w": before, "g": values(p.grad for p in model.parameters())})
+            return loss
+
+        optimizer.step(closure)
+        steps.append({"passes": passes, "w": values(model.parameters()), "metrics": optimizer.metrics})
+    return {"steps": steps, "names": [name for name, _ in model.named_parameters()]}
+
+
+def values(parts: Any) -> list[Tensor]:
+    return [whole(part.detach()).clone() for part in parts]
+
+
+def sums(folder: Path) -> dict[str, Any]:
+    """Sums over parameters that lie differently on meshes of two dimensions, and one that lies on none."""
+    processes = dist.get_world_size()
+    meshes = [init_device_mesh("cpu", shape) for shape in ((processes, 1), (1, processes))]
+    copies = Replicate()
+    layouts = [[copies, Shard(0)], [Shard(0), copies], [Shard(1), Shard(0)], [copies, copies]]
+    places = [(mesh, layout) for mesh in meshes for layout in layouts]
+    values = torch.randn(9, 2, 5, 4, dtype=torch.float64)
+    lone, pairs = values[-1].unbind(), [pair.unbind() for pair in values[:-1]]
+    like = [distribute_tensor(a, *place) for (a, _), place in zip(pairs, places, strict=True)] + [lone[0]]
+    other = [distribute_tensor(b, *place) for (_, b), place in zip(pairs, places, strict=True)] + [lone[1]]
+    a, b = [tensors.local(t) for t in like], [tensors.local(t) for t in other]
+    filters = [tensors.filter_norms(x, p).expand_as(x) for x, p in zip(a, like, strict=True)]
+    return {
+        "whole": values,
+        "norms": tensors.norms(a, like),
+        "norm": tensors.norm(a, like),
+        "dot": tensors.dot(a, b, like),
+        "largest": tensors.largest(a, like),
+        "filters": [whole(tensors.wrap_like(x, p)) for x, p in zip(filters, like, strict=True)],
+    }
+
+
+SCENARIOS: dict[str, Callable[[Path], Any]] = {
+    "sums": sums,
+    **{f"{case}-{layout}": partial(follow, case, layout) for case in CASES for layout in LAYOUTS},
+}

@@ -1,0 +1,92 @@
+"""DistributedDataParallel on two processes: replicas stay equal, and nothing waits for ever."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from sam_algos import METHODS
+from tests.cases import same
+from tests.distributed.conftest import Found
+from tests.distributed.scenarios_ddp import MODELS
+from tests.distributed.tasks import STEPS
+
+
+def sharp(result: dict[str, Any]) -> list[float]:
+    return [metrics["sam/applied"] for metrics in result["metrics"]]
+
+
+def parameters(result: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Weights without BatchNorm's statistics: DDP sends rank 0's to the others before a pass, not after."""
+    return {name: value for name, value in result["weights"].items() if "running" not in name}
+
+
+def is_finite(result: dict[str, Any]) -> bool:
+    return all(bool(value.isfinite().all()) for value in result["weights"].values())
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", METHODS)
+def test_replicas_are_equal_to_the_last_bit(found: Found, name: str, model: str) -> None:
+    first, second = found("ddp", 2, f"replicas-{name}-{model}")
+    assert len(first["metrics"]) == STEPS
+    assert same(parameters(first), parameters(second))
+    assert same(first["state"], second["state"])
+    assert same(first["memory"], second["memory"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_decisions_are_the_same_on_all_processes(found: Found, name: str) -> None:
+    first, second = found("ddp", 2, f"replicas-{name}-dense")
+    assert sharp(first) == sharp(second)
+    assert 1.0 in sharp(first)
+    if name in ("looksam", "aesam", "aelooksam"):
+        assert 0.0 in sharp(first), "the data must show a flat step too"
+        assert first["metrics"] == second["metrics"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_resumed_run_is_the_uninterrupted_one(found: Found, name: str) -> None:
+    for rank in found("ddp", 2, f"resume-{name}"):
+        assert same(parameters(rank["whole"]), parameters(rank["resumed"]))
+        assert same(rank["whole"]["state"], rank["resumed"]["state"])
+        assert same(rank["whole"]["memory"], rank["resumed"]["memory"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_nan_on_one_process_skips_the_step_on_all(found: Found, name: str) -> None:
+    first, second = found("ddp", 2, f"nan-{name}")
+    assert same(first["weights"], second["weights"])
+    for rank in (first, second):
+        assert is_finite(rank)
+        assert rank["memory"]["nonfinite"] == 1
+        assert rank["memory"]["step"] == STEPS - 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_loss_of_zero_on_one_process_is_a_loss(found: Found, name: str) -> None:
+    first, second = found("ddp", 2, f"zero-{name}")
+    assert same(first["weights"], second["weights"])
+    for rank in (first, second):
+        assert is_finite(rank)
+        assert rank["memory"]["step"] == STEPS
+    norms = [metrics["sam/grad_norm"] for metrics in first["metrics"]]
+    assert all(math.isfinite(norm) and norm > 0 for norm in norms)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_hand_written_loop_keeps_replicas_equal(found: Found, name: str) -> None:
+    first, second = found("ddp", 2, f"loop-{name}")
+    assert same(first["weights"], second["weights"])
+    assert first["sharp"] == second["sharp"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_that_are_views_of_buckets_change_nothing(found: Found, name: str) -> None:
+    plain, _ = found("ddp", 2, f"loop-{name}")
+    first, second = found("ddp", 2, f"loop-views-{name}")
+    assert same(first["weights"], second["weights"])
+    assert same(first["weights"], plain["weights"])

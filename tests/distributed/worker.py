@@ -1,0 +1,46 @@
+"""One process of a group: runs every scenario of a module and writes what each returned, or its traceback."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PATIENCE = 30  # seconds that a process waits for another
+
+
+def main(group: str, folder: str) -> None:
+    from composer.utils import dist
+
+    torch.set_num_threads(1)
+    module = importlib.import_module(f"tests.distributed.scenarios_{group}")
+    if module.NEEDS_PROCESS_GROUP:
+        dist.initialize_dist("cpu", timeout=PATIENCE)
+    results = {name: run(name, found, Path(folder)) for name, found in module.SCENARIOS.items()}
+    torch.save(results, Path(folder) / f"rank{dist.get_global_rank()}.pt")
+
+
+def run(name: str, scenario: Callable[[Path], Any], folder: Path) -> Any:
+    start = time.perf_counter()
+    torch.manual_seed(0)
+    try:
+        return scenario(folder / name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # torch's CheckpointException is no Exception
+        return traceback.format_exc()
+    finally:
+        print(f"{time.perf_counter() - start:6.2f} s  {name}", flush=True)
+        if torch.distributed.is_initialized():
+            torch.distributed.monitored_barrier(timeout=timedelta(seconds=2 * PATIENCE))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -60,25 +60,19 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="cost|phases|pareto|report")
-    cost = commands.add_parser(
-        "cost", help="step time against the share of sharp steps, beside other packages"
-    )
+    cost = commands.add_parser("cost", help="step time against the share of sharp steps, beside other packages")
     _add_recipe(cost)
     _add_timing(cost, workloads=("recipe", "mlp", "resnet18"))
     cost.add_argument("--all", action="store_true", help="all methods at all fractions, on resnet18 too")
     _add_common(cost)
-    phases = commands.add_parser(
-        "phases", help="where a sharp step's time goes, against the copying of memory"
-    )
+    phases = commands.add_parser("phases", help="where a sharp step's time goes, against the copying of memory")
     _add_timing(phases, workloads=("mlp", "resnet18"))
     models = ["resnet50", "vit_s16", "tiny"]
-    phases.add_argument(
-        "--tensors", nargs="*", choices=models, default=models, help="whose tensors are moved"
-    )
+    phases.add_argument("--tensors", nargs="*", choices=models, default=models, help="whose tensors are moved")
     _add_common(phases)
     pareto = commands.add_parser("pareto", help="accuracy against wall-clock, over several seeds")
     _add_recipe(pareto)
-    pareto.add_argument("--seeds", type=_positive, help="how many (default: 5; quick: 2)")
+    pareto.add_argument("--seeds", type=_positive, help="how many (default: 5; quick: 3)")
     pareto.add_argument("--methods", nargs="+", help="which (default: all)")
     _add_common(pareto)
     report = commands.add_parser("report", help="one self-contained HTML page from result files")
@@ -96,7 +90,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 def _add_timing(parser: argparse.ArgumentParser, workloads: tuple[str, ...]) -> None:
     parser.add_argument("--workloads", nargs="*", choices=workloads, help=f"default: {' '.join(workloads)}")
     parser.add_argument(
-        "--seconds", type=float, help="how long to measure for each table (default: 240; quick: 14)"
+        "--seconds", type=float, help="to measure for each table (default: cost 240, phases 60; quick: 14)"
     )
     parser.add_argument("--rounds", type=_positive, help="at least that many rounds (default: 10; quick: 3)")
     parser.add_argument(
@@ -109,9 +103,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     there = parser.add_mutually_exclusive_group()
     there.add_argument("--resume", action="store_true", help="go on with an interrupted measurement")
     there.add_argument("--overwrite", action="store_true", help="replace a result that is there")
-    parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks/results"), help="folder (default: %(default)s)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder (default: %(default)s)")
     parser.add_argument("--name", help="of the files (default: the command and the recipe's folder)")
     parser.add_argument("--threads", type=_positive, default=1, help="per operation (default: 1)")
 
@@ -131,15 +123,13 @@ def _complete(args: argparse.Namespace) -> argparse.Namespace:
         if not args.recipe_path.exists() and (ROOT / args.recipe).exists():
             args.recipe_path = ROOT / args.recipe
     if hasattr(args, "seconds"):
-        args.seconds = (
-            args.seconds if args.seconds is not None else 14.0 if args.quick else _SECONDS[args.command]
-        )
+        args.seconds = args.seconds if args.seconds is not None else 14.0 if args.quick else _SECONDS[args.command]
         args.rounds = args.rounds or (3 if args.quick else 10)
         if args.workloads is None:
             slow = [] if args.quick else ["resnet18"]
             args.workloads = [*(["recipe"] if args.command == "cost" else []), "mlp", *slow]
     if hasattr(args, "seeds"):
-        args.seeds = args.seeds or (2 if args.quick else 5)
+        args.seeds = args.seeds or (3 if args.quick else 5)
     if not all(character.isalnum() or character in "-_." for character in args.name or "-"):
         raise BenchmarkError(f"--name {args.name!r}: letters, digits, '-', '_' and '.' only")
     args.name = args.name or _name(args)
@@ -175,9 +165,7 @@ def run(args: argparse.Namespace) -> list[Path]:
     torch.set_num_threads(args.threads)
     module = import_module(f"benchmarks.{args.command}")
     path = args.out / f"{args.name}.json"
-    result = open_result(
-        path, args.command, module.settings(args), resume=args.resume, overwrite=args.overwrite
-    )
+    result = open_result(path, args.command, module.settings(args), resume=args.resume, overwrite=args.overwrite)
     module.measure(args, result)
     result.complete = True
     result.save()

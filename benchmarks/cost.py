@@ -56,9 +56,7 @@ def _measure_table(
     samples = table.setdefault("samples", {})
     table["contenders"] = {c.name: {"line": c.line, "package": c.package} for c in chosen.values()}
     if samples and samples.keys() != chosen.keys():
-        raise BenchmarkError(
-            "the other implementations that are installed have changed; --overwrite starts anew"
-        )
+        raise BenchmarkError("the other implementations that are installed have changed; --overwrite starts anew")
     trainer = workload.make()
     rotation = Rotation(
         list(chosen), samples, seconds=args.seconds, rounds=args.rounds, title=table["title"], save=save
@@ -78,22 +76,20 @@ def summarize(table: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         dict: ``rows`` by contender (see `benchmarks.summary.compare`), ``base_share`` (the base optimizer's
-        share of a plain step), and ``a_a``, the ratio of two equal contenders, with ``conclusive`` whether
-        that is 1.
+        share of a plain step), and ``a_a`` and ``cpu_a_a``, the ratio of two equal contenders, with
+        ``conclusive`` whether both are 1.
     """
     samples = table["samples"]
     plain, floor = samples[PLAIN], samples[FLOOR]
-    rows = {
-        name: {**table["contenders"][name], **compare(columns, plain, floor)}
-        for name, columns in samples.items()
-    }
-    a_a = rows[AGAIN]["ratio"][1]
+    rows = {name: {**table["contenders"][name], **compare(columns, plain, floor)} for name, columns in samples.items()}
+    a_a, cpu_a_a = rows[AGAIN]["ratio"][1], rows[AGAIN]["cpu_ratio"][1]
     return {
         "title": table["title"],
         "parameters": table["parameters"],
         "rounds": len(plain["wall"]),
         "base_share": statistics.median(floor["base"]) / statistics.median(plain["wall"]),
         "a_a": a_a,
-        "conclusive": agrees(a_a),
+        "cpu_a_a": cpu_a_a,
+        "conclusive": agrees(a_a) and agrees(cpu_a_a),
         "rows": rows,
     }

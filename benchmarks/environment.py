@@ -156,9 +156,7 @@ def _version(package: str) -> str | None:
 def _code() -> str:
     """A digest of the code that is measured; it says more than a commit where files were changed since."""
     digest = hashlib.sha256()
-    for path in sorted(
-        p for folder in ("sam_algos", "benchmarks", "yamls") for p in (ROOT / folder).rglob("*.*")
-    ):
+    for path in sorted(p for folder in ("sam_algos", "benchmarks", "yamls") for p in (ROOT / folder).rglob("*.*")):
         if path.suffix in (".py", ".yaml"):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -42,9 +42,7 @@ def _closure(model: Any, optimizer: Any, batch: Any) -> Callable[..., Any]:
     return closure
 
 
-def trainer_loop(
-    trainer: Trainer, chosen: Mapping[str, Contender], rotation: Rotation, seat: MakeSeat
-) -> None:
+def trainer_loop(trainer: Trainer, chosen: Mapping[str, Contender], rotation: Rotation, seat: MakeSeat) -> None:
     """Train in the Trainer, which gets another contender's optimizer with every batch."""
     # First, so that the step's end is read before the other callbacks and the loggers act on it.
     trainer.state.callbacks.insert(0, _InTurn(chosen, rotation, seat))
@@ -66,9 +64,7 @@ class _InTurn(Callback):
         self._name = ""
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        self._places = {
-            name: Place.make(c, state, logger, self._seat) for name, c in self._contenders.items()
-        }
+        self._places = {name: Place.make(c, state, logger, self._seat) for name, c in self._contenders.items()}
 
     def batch_start(self, state: State, logger: Logger) -> None:
         self._name = self._rotation.turn()

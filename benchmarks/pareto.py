@@ -57,9 +57,7 @@ def _turned(names: list[str], by: int) -> list[str]:
     return [PLAIN, *others[by:], *others[:by]]
 
 
-def _recipes(
-    path: Path, overrides: Sequence[str], methods: Sequence[str] | None
-) -> Iterator[tuple[str, Recipe]]:
+def _recipes(path: Path, overrides: Sequence[str], methods: Sequence[str] | None) -> Iterator[tuple[str, Recipe]]:
     """The recipe without a method, for its own and for twice its time, and with each method.
 
     A method's arguments are those of the recipe called after it that lies beside this one, or its defaults.

@@ -87,16 +87,12 @@ def _rotation(
 ) -> Rotation:
     samples, names = table.setdefault("samples", {}), [*chosen, *extra]
     if samples and list(samples) != names:
-        raise BenchmarkError(
-            "the other implementations that are installed have changed; --overwrite starts anew"
-        )
+        raise BenchmarkError("the other implementations that are installed have changed; --overwrite starts anew")
     table["contenders"] = {c.name: {"line": c.line, "package": c.package} for c in chosen.values()}
     return Rotation(names, samples, seconds=args.seconds, rounds=args.rounds, title=table["title"], save=save)
 
 
-def _steps(
-    args: Namespace, workload: Workload, mode: str, table: dict[str, Any], save: Callable[[], None]
-) -> None:
+def _steps(args: Namespace, workload: Workload, mode: str, table: dict[str, Any], save: Callable[[], None]) -> None:
     found = contenders(essential=True, bare=mode == "bare")
     chosen = {name: found[name] for name in _SHARP if name in found}
     trainer = workload.make()
@@ -152,11 +148,12 @@ def summarize_steps(table: dict[str, Any]) -> dict[str, Any]:
     """Median milliseconds of the step and its phases, by contender; what is in no other is framework."""
     rows = {}
     for name, columns in table["samples"].items():
-        wall = statistics.median(columns["wall"])
-        phases = {phase: statistics.median(columns[phase]) for phase in PHASES if phase != "framework"}
-        phases["framework"] = max(0.0, wall - sum(phases.values()))
-        milliseconds = {phase: 1e3 * seconds for phase, seconds in phases.items()}
-        rows[name] = {**table["contenders"][name], "ms": 1e3 * wall, "phases": milliseconds}
+        phases = {phase: columns[phase] for phase in PHASES if phase != "framework"}
+        known = [sum(step) for step in zip(*phases.values(), strict=True)]
+        phases["framework"] = [wall - rest for wall, rest in zip(columns["wall"], known, strict=True)]
+        milliseconds = {phase: 1e3 * statistics.median(seconds) for phase, seconds in phases.items()}
+        wall = 1e3 * statistics.median(columns["wall"])
+        rows[name] = {**table["contenders"][name], "ms": wall, "phases": milliseconds}
     first = next(iter(table["samples"].values()))
     return {"title": table["title"], "rounds": len(first["wall"]), "rows": rows}
 
@@ -167,16 +164,12 @@ def summarize_moves(table: dict[str, Any]) -> dict[str, Any]:
     sides = {name: _side(columns) for name, columns in samples.items() if name != _COPY}
     bandwidth = table["copied_bytes"] / statistics.median(samples[_COPY]["wall"])
     ours = {
-        facts["line"]: name
-        for name, facts in reversed(table["contenders"].items())
-        if facts["package"] == "sam_algos"
+        facts["line"]: name for name, facts in reversed(table["contenders"].items()) if facts["package"] == "sam_algos"
     }
     rows = {}
     for name, facts in table["contenders"].items():
         bound = BOUNDS[facts["line"]] * table["parameters"] / bandwidth
-        phases = {
-            p: 1e3 * statistics.median(samples[name][p]) for p in PHASES if p not in (*PASSES, "base step")
-        }
+        phases = {p: 1e3 * statistics.median(samples[name][p]) for p in PHASES if p not in (*PASSES, "base step")}
         rows[name] = {
             **facts, **table["traffic"][name], "ms": 1e3 * statistics.median(sides[name]), "phases": phases,
             "share_of_copy": bound / statistics.median(sides[name]),

@@ -55,9 +55,7 @@ def _cost(summary: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         _fractions(left, table)
         _over_floor(right, table)
-        figure.suptitle(
-            table["title"] + ("" if table["conclusive"] else f" (A/A {table['a_a']:.3f}: no verdict)")
-        )
+        figure.suptitle(table["title"] + ("" if table["conclusive"] else f" (A/A {table['a_a']:.3f}: no verdict)"))
         yield key.replace("/", "-"), figure
 
 

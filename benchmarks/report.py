@@ -16,6 +16,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto
 table { border-collapse: collapse; font-size: 13px; margin: 1rem 0 }
 td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }
 td:first-child, th:first-child { text-align: left }
+table.text td { text-align: left }
 section { border-top: 2px solid #222; margin-top: 3rem }
 img { max-width: 100%; height: auto }
 """

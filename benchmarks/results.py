@@ -119,11 +119,7 @@ def load_result(path: Path) -> Result:
         raise BenchmarkError(f"{path}: {reason}") from error
     except json.JSONDecodeError as error:
         raise BenchmarkError(f"{path}: not JSON: {error}") from error
-    if (
-        not isinstance(content, dict)
-        or content.pop("schema", None) != SCHEMA
-        or content.get("kind") not in KINDS
-    ):
+    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA or content.get("kind") not in KINDS:
         raise BenchmarkError(f"{path}: not a result of python -m benchmarks (schema {SCHEMA})")
     try:
         return Result(path, **content)

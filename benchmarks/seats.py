@@ -139,9 +139,7 @@ class Place:
     scaler: Any
 
     @classmethod
-    def make(
-        cls, contender: Contender, state: State, logger: Logger, seat: Callable[[Any], Any] = Seat
-    ) -> Place:
+    def make(cls, contender: Contender, state: State, logger: Logger, seat: Callable[[Any], Any] = Seat) -> Place:
         """Let a contender set itself up in the Trainer, whose state is afterwards as it was."""
         before = tuple(state.optimizers), list(state.algorithms), state.scaler
         if contender.algorithm is None:

@@ -22,27 +22,30 @@ class Table:
 
     Args:
         title: Above it.
-        header: The columns; the first is text, the others are numbers.
+        header: The columns; the first is text, the others are what `numbers` says.
         rows: As they are to be shown.
         notes: Sentences below it.
+        numbers: Whether the columns after the first are numbers, which stand to the right.
     """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
+    numbers: bool = True
 
     def markdown(self) -> str:
         """As a heading, a table and paragraphs."""
-        rule = ["---", *["---:"] * (len(self.header) - 1)]
+        rule = ["---", *["---:" if self.numbers else "---"] * (len(self.header) - 1)]
         lines = ["| " + " | ".join(cells) + " |" for cells in (self.header, rule, *self.rows)]
         return "\n\n".join([f"### {self.title}", "\n".join(lines), *self.notes]) + "\n"
 
     def html(self) -> str:
         """The same in HTML."""
         rows = [_html_row("th", self.header), *(_html_row("td", row) for row in self.rows)]
+        kind = "" if self.numbers else ' class="text"'
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        return f"<h3>{html.escape(self.title)}</h3>\n<table>\n{''.join(rows)}</table>\n{notes}\n"
+        return f"<h3>{html.escape(self.title)}</h3>\n<table{kind}>\n{''.join(rows)}</table>\n{notes}\n"
 
 
 def _html_row(tag: str, cells: Sequence[str]) -> str:
@@ -91,7 +94,7 @@ def _cost(summary: dict[str, Any]) -> Iterator[Table]:
 def cost_verdict(table: dict[str, Any]) -> str:
     """Who takes the cheapest SAM step, or why that cannot be said."""
     if not table["conclusive"]:
-        return f"No verdict: two equal optimizers came out at a ratio of {table['a_a']:.3f}, not 1.00 ± 0.01."
+        return f"No verdict: two equal optimizers came out at a ratio of {table['a_a']:.3f} (CPU {table['cpu_a_a']:.3f}), not 1.00 ± 0.01."
     over = {name: row for name, row in table["rows"].items() if row["over_floor"] is not None}
     ours = over["SAM(interval=1)"]["over_floor"]
     peers = {
@@ -99,9 +102,7 @@ def cost_verdict(table: dict[str, Any]) -> str:
         for name in ("Composer's SAM(interval=1)", "pytorch_optimizer's SAM")
         if name in over
     }
-    ahead = (
-        "ahead of every peer" if all(ours < peer for peer in peers.values()) else "not ahead of every peer"
-    )
+    ahead = "ahead of every peer" if all(ours < peer for peer in peers.values()) else "not ahead of every peer"
     others = "".join(f"; {name}: {_percent(peer)}" for name, peer in peers.items())
     return f"A/A {table['a_a']:.3f}. SAM's step over the floor: {_percent(ours)}{others}: {ahead}."
 
@@ -111,8 +112,7 @@ def _phases(summary: dict[str, Any]) -> Iterator[Table]:
         phases = list(next(iter(table["rows"].values()))["phases"])
         header = ["ms", "step" if not key.startswith("tensors/") else "optimizer side", *phases]
         rows = [
-            [name, *(f"{ms:.3f}" for ms in (row["ms"], *row["phases"].values()))]
-            for name, row in table["rows"].items()
+            [name, *(f"{ms:.3f}" for ms in (row["ms"], *row["phases"].values()))] for name, row in table["rows"].items()
         ]
         yield Table(table["title"], header, rows, [f"Medians of {table['rounds']} rounds."])
         if key.startswith("tensors/"):
@@ -131,9 +131,7 @@ def _moves(table: dict[str, Any]) -> Table:
     ]  # fmt: skip
     verdict = f"A/A {table['a_a']:.3f}."
     if not table["conclusive"]:
-        verdict = (
-            f"No verdict: two equal optimizers came out at a ratio of {table['a_a']:.3f}, not 1.00 ± 0.01."
-        )
+        verdict = f"No verdict: two equal optimizers came out at a ratio of {table['a_a']:.3f}, not 1.00 ± 0.01."
     notes = [
         f"{table['tensors']} tensors, {table['parameters']:,} parameters; memory is copied at "
         f"{table['copy_gb_per_s']:.1f} GB/s in the same rounds. The share of copy bandwidth is for the "
@@ -174,9 +172,7 @@ def _pareto(summary: dict[str, Any]) -> Iterator[Table]:
 def _environment(result: Result) -> Table:
     place = result.environment
     versions = ", ".join(f"{name} {version}" for name, version in place["versions"].items() if version)
-    loads = [
-        (session["load_before"][0], session.get("load_after", [None])[0]) for session in place["sessions"]
-    ]
+    loads = [(session["load_before"][0], session.get("load_after", [None])[0]) for session in place["sessions"]]
     rows = [
         ["CPU", f"{place['cpu']}, {place['cores']} cores, {place['memory_gb']} GB"],
         ["GPU", place["gpu"] or "none"],
@@ -194,7 +190,7 @@ def _environment(result: Result) -> Table:
         ["settings", ", ".join(f"{key}={value}" for key, value in result.settings.items())],
         ["complete", "yes" if result.complete else "no: interrupted"],
     ]
-    return Table("Environment", ["", "value"], rows)
+    return Table("Environment", ["", "value"], rows, numbers=False)
 
 
 def _percent(share: float | None) -> str:

@@ -65,9 +65,7 @@ def workloads(names: Sequence[str], recipe: Path | None, overrides: Sequence[str
     }
     if "recipe" in names and recipe is not None:
         plain = plain_recipe(recipe, overrides)
-        title = (
-            f"{plain.model['name']} on {plain.train_dataset['name']}, batch {plain.global_train_batch_size}"
-        )
+        title = f"{plain.model['name']} on {plain.train_dataset['name']}, batch {plain.global_train_batch_size}"
         found["recipe"] = Workload(title, lambda: _from_recipe(plain))
     return {name: found[name] for name in names}
 
@@ -122,8 +120,7 @@ def _synthetic(network: nn.Module, shape: tuple[int, ...]) -> Trainer:
     """Eight batches of noise, with a rate at which the weights hardly move."""
     generator = torch.Generator().manual_seed(0)
     batches = [
-        (torch.randn(shape, generator=generator), torch.randint(10, shape[:1], generator=generator))
-        for _ in range(8)
+        (torch.randn(shape, generator=generator), torch.randint(10, shape[:1], generator=generator)) for _ in range(8)
     ]
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     return Trainer(
@@ -134,9 +131,7 @@ def _synthetic(network: nn.Module, shape: tuple[int, ...]) -> Trainer:
 
 def _mlp() -> nn.Module:
     width = 2048
-    return nn.Sequential(
-        nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
-    )
+    return nn.Sequential(nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
 
 
 def batches_of(state: State) -> Iterator[Any]:
@@ -147,9 +142,9 @@ def batches_of(state: State) -> Iterator[Any]:
 
 
 TENSORS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
-    "resnet50": ("ResNet-50", lambda: torchvision.models.resnet50(weights=None)),
-    "vit_s16": ("ViT-S/16", lambda: vit_s16(num_classes=1000)),
-    "tiny": ("500 tensors of 64 elements", lambda: _Tensors(500, 64)),
+    "resnet50": ("Optimizer side on the tensors of ResNet-50", lambda: torchvision.models.resnet50(weights=None)),
+    "vit_s16": ("Optimizer side on the tensors of ViT-S/16", lambda: vit_s16(num_classes=1000)),
+    "tiny": ("Optimizer side on 500 tensors of 64 elements", lambda: _Tensors(500, 64)),
 }
 """Models of which only the tensors matter."""
 

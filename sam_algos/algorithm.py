@@ -74,7 +74,7 @@ class Method(Options, Algorithm, ABC):
         name = type(self).__name__
         if total_steps is None and parts.policy.reads_progress:
             raise ValueError(f"{name}.wrap(total_steps=None): this method's schedule needs an integer >= 1.")
-        if total_steps is not None and (isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1):
+        if not (total_steps is None or type(total_steps) is int and total_steps >= 1):
             raise ValueError(f"{name}.wrap(total_steps={total_steps!r}): total_steps must be an integer >= 1.")
         refuse_fsdp1(name, model)
         return self._wrap(optimizer, ClosurePasses(model, total_steps))

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,18 +14,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from sam_algos import tensors
+from sam_algos.displacement import Displacement
 from sam_algos.parts import Decision, Memory, Parts, Step
 from sam_algos.replay import Passes
+from sam_algos.wrapper import WrappedOptimizer
 
 __all__ = ["SharpnessAwareOptimizer"]
 
 _REQUIRED: Any = object()
 
 
-class SharpnessAwareOptimizer(Optimizer):
+class SharpnessAwareOptimizer(WrappedOptimizer):
     """A base optimizer whose steps follow the sharpness-aware gradient.
 
     To everything around it, it is the base optimizer: parameter groups, state, hooks and checkpoint are the base
@@ -59,12 +59,6 @@ class SharpnessAwareOptimizer(Optimizer):
 
     _step_supports_amp_closure = True  # Composer's Trainer then passes a closure, and scales gradients around it
 
-    def __new__(cls, base_optimizer: Optimizer, *args: Any, **kwargs: Any) -> SharpnessAwareOptimizer:
-        """Make an instance of a subclass that carries the base optimizer's name."""
-        base = type(base_optimizer)
-        named = type(base.__name__, (cls,), {"__qualname__": base.__qualname__, "__doc__": cls.__doc__})
-        return object.__new__(named)
-
     def __init__(
         self,
         base_optimizer: Optimizer,
@@ -74,27 +68,15 @@ class SharpnessAwareOptimizer(Optimizer):
         synchronize: bool = False,
         nonfinite: Literal["pass", "skip"] = "pass",
     ) -> None:
-        if isinstance(base_optimizer, SharpnessAwareOptimizer):
-            raise ValueError(
-                f"The optimizer {base_optimizer!r} is already sharpness-aware; wrap its base_optimizer instead."
-            )
-        closure = inspect.signature(base_optimizer.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise ValueError(
-                f"{type(base_optimizer).__name__} evaluates the closure itself; a sharpness-aware step needs an "
-                "optimizer whose step() only uses the gradients, such as SGD or AdamW."
-            )
+        super().__init__(base_optimizer)
         for group in base_optimizer.param_groups:
             _check_radius(group)
-        # Optimizer.__init__ is not called: it would make parameter groups and state of its own.
-        self.base_optimizer = base_optimizer
         self._parts = parts
         self._passes = passes
         self._synchronize = synchronize
         self._nonfinite: Literal["pass", "skip"] = nonfinite
         self._memory: Memory = {"step": 0, "sharp": 0, "nonfinite": 0, "policy": parts.policy.initial()}
-        self._displacement = tensors.Displacement()
-        self._names = WeakTensorKeyDictionary()
+        self._displacement = Displacement()
         self.metrics: dict[str, float] = {}
 
     @torch.no_grad()
@@ -155,7 +137,7 @@ class SharpnessAwareOptimizer(Optimizer):
         if loss is None:
             return None, None
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        step.observe(params, self._name_of, self.state.__getitem__)
+        step.observe(params, self._passes.model(), self.state)
         if decision is None:
             decision = policy.decide(self._memory["policy"], step)
         return loss, decision if step.params else decision._replace(sharp=False)  # no gradient to climb by
@@ -221,11 +203,6 @@ class SharpnessAwareOptimizer(Optimizer):
             for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
                 self.state[p].setdefault(name, torch.zeros_like(p))
 
-    def _name_of(self, param: Tensor) -> str:
-        if param not in self._names:
-            self._names.update({p: name for name, p in self._passes.model().named_parameters()})
-        return self._names.get(param, f"<unnamed of shape {tuple(param.shape)}>")
-
     def method_state_dict(self) -> dict[str, Any]:
         """What the method remembers between steps, in Python numbers; ``state_dict`` holds all the rest.
 
@@ -240,77 +217,14 @@ class SharpnessAwareOptimizer(Optimizer):
         if isinstance(policy, dict) and policy.keys() == fresh["policy"].keys():
             self._memory = {key: copy.deepcopy(state.get(key, value)) for key, value in fresh.items()}
 
-    # Everything below is the base optimizer's own.
-
-    def __getattr__(self, name: str) -> Any:
-        """Answer for whatever is not defined here with the base optimizer's attribute."""
-        if name == "base_optimizer":  # not set yet, as while unpickling
-            raise AttributeError(name)
-        return getattr(self.base_optimizer, name)
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The base optimizer's parameter groups."""
-        return self.base_optimizer.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.base_optimizer.param_groups = groups
-
-    @property
-    def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The base optimizer's state."""
-        return self.base_optimizer.state
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        self.base_optimizer.state = state
-
-    @property
-    def defaults(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The base optimizer's defaults."""
-        return self.base_optimizer.defaults
-
-    @defaults.setter
-    def defaults(self, defaults: dict[str, Any]) -> None:
-        self.base_optimizer.defaults = defaults
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state."""
-        return self.base_optimizer.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the base optimizer's state."""
-        self.base_optimizer.load_state_dict(state_dict)
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; an entry ``rho`` is the group's own radius."""
         _check_radius(param_group)
         self.base_optimizer.add_param_group(param_group)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Zero the gradients of the base optimizer's parameters."""
-        self.base_optimizer.zero_grad(set_to_none=set_to_none)
-
     def __repr__(self) -> str:
         """The parts around the base optimizer."""
         return f"{self._parts!r} around {self.base_optimizer!r}"
-
-    def __reduce__(self) -> Any:
-        """Pickle as a base optimizer and what was put around it; the class itself is made on the fly."""
-        # Not `step`, where a scheduler has put its own counting one, nor names, which are found again.
-        attributes = {key: value for key, value in self.__dict__.items() if key not in ("step", "_names")}
-        return _rebuild, (type(self).__mro__[1], self.base_optimizer), attributes
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the attributes over; the base optimizer's hooks stay its own."""
-        self.__dict__.update(state)
-
-
-def _rebuild(cls: type[SharpnessAwareOptimizer], base: Optimizer) -> SharpnessAwareOptimizer:
-    optimizer = cls.__new__(cls, base)
-    optimizer._names = WeakTensorKeyDictionary()
-    return optimizer
 
 
 def _check_radius(group: dict[str, Any]) -> None:

@@ -33,13 +33,13 @@ first is synchronised between processes, and what must be stored.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sam_algos import tensors
 from sam_algos.options import Options, Positive
@@ -70,28 +70,28 @@ class Step:
         self.params: list[Tensor] = []
         self.weights: list[Tensor] = []
         self.grads: list[Tensor] = []
-        self._name_of: Callable[[Tensor], str] = lambda _: ""
-        self._state_of: Callable[[Tensor], Memory] = lambda _: {}
+        self._model = nn.Module()
+        self._state: Mapping[Tensor, Memory] = {}
 
-    def observe(
-        self,
-        params: Sequence[Tensor],
-        name_of: Callable[[Tensor], str],
-        state_of: Callable[[Tensor], Memory],
-    ) -> None:
+    def observe(self, params: Sequence[Tensor], model: nn.Module, state: Mapping[Tensor, Memory]) -> None:
         """Take in the gradients that the first pass left on ``params``.
+
+        Args:
+            params: Those parameters that have a gradient.
+            model: The model, which knows their names.
+            state: The base optimizer's state of each parameter.
 
         Raises:
             ValueError: If a gradient is sparse; a norm over the whole model is not defined here for it.
         """
+        self._model, self._state = model, state
         self.params = list(params)
         self.weights = [tensors.local(p.detach()) for p in params]
         self.grads = [tensors.local(p.grad) for p in params if p.grad is not None]
-        self._name_of, self._state_of = name_of, state_of
-        for p, g in zip(self.params, self.grads, strict=True):
+        for i, g in enumerate(self.grads):
             if g.layout is not torch.strided:
                 raise ValueError(
-                    f"Parameter {name_of(p)!r} has a {g.layout} gradient; sharpness-aware steps need dense ones. "
+                    f"Parameter {self.names[i]!r} has a {g.layout} gradient; sharpness-aware steps need dense ones. "
                     "Build the embedding with sparse=False."
                 )
 
@@ -110,8 +110,9 @@ class Step:
 
     @property
     def names(self) -> list[str]:
-        """The parameters' names in the model."""
-        return [self._name_of(p) for p in self.params]
+        """The parameters' names in the model, empty for one that is not in it."""
+        names = {id(p): name for name, p in self._model.named_parameters()}
+        return [names.get(id(p), "") for p in self.params]
 
     def norm(self, values: Sequence[Tensor]) -> Tensor:
         """``‖values‖`` as one vector, global over shards; a scalar tensor."""
@@ -123,7 +124,7 @@ class Step:
 
     def recall(self, buffer: str) -> list[Tensor | None]:
         """The tensors that a `Descent` has remembered under ``buffer``, None where there is none yet."""
-        remembered = (self._state_of(p).get(buffer) for p in self.params)
+        remembered = (self._state[p].get(buffer) if p in self._state else None for p in self.params)
         return [None if r is None else tensors.local(r) for r in remembered]
 
 

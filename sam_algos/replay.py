@@ -155,10 +155,10 @@ class Passes(ABC):
     def model(self) -> nn.Module:
         """The model that the closure runs."""
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027  (a program may have nothing to do here)
         """Let the program act on the final gradient, just before the base optimizer does."""
 
-    def log(self, metrics: dict[str, float]) -> None:
+    def log(self, metrics: dict[str, float]) -> None:  # noqa: B027
         """Report the figures of the step."""
 
 

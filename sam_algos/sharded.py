@@ -28,7 +28,7 @@ def refuse_fsdp1(method: str, model: nn.Module, config: object = None) -> None:
     wrapped = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
     if wrapped or isinstance(config, FSDPConfig):
         raise ValueError(
-            f"{method}: FSDP1 (FullyShardedDataParallel) is not supported: norms over its flat shards would be "
+            f"{method}: FSDP1 (FullyShardedDataParallel) is not supported: norms over flat shards would be "
             "those of one process. Use FSDP2: torch.distributed.fsdp.fully_shard, or under Composer "
             "parallelism_config={'fsdp': composer.utils.parallelism.FSDP2Config()}."
         )

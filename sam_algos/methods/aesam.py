@@ -16,6 +16,8 @@ from sam_algos.parts import Decision, Memory, Parts, Policy, Step
 
 __all__ = ["AESAM", "AELookSAM", "GradientNorm"]
 
+INITIAL_VARIANCE = math.exp(-10)
+
 
 @dataclass(frozen=True, repr=False)
 class GradientNorm(Policy):
@@ -39,7 +41,7 @@ class GradientNorm(Policy):
     delta: UnitInterval = 0.9
     lambda_1: Finite = -1.0
     lambda_2: Finite = 1.0
-    variance: NonNegative = math.exp(-10)
+    variance: NonNegative = INITIAL_VARIANCE
 
     def initial(self) -> Memory:
         """``μ = 0`` and ``σ² = variance``."""

@@ -41,9 +41,9 @@ class SharpnessAware(Method):
         SharpnessAware(policy=GradientNorm(...), perturbation=Adaptive(...), descent=Reuse(...))
     """
 
-    policy: Policy = Interval()
-    perturbation: Perturbation = PNorm()
-    descent: Descent = SharpGradient()
+    policy: Policy = Interval()  # noqa: RUF009  (parts are immutable)
+    perturbation: Perturbation = PNorm()  # noqa: RUF009
+    descent: Descent = SharpGradient()  # noqa: RUF009
 
     def parts(self) -> Parts:
         """The parts given."""

@@ -52,9 +52,7 @@ def test_cost_of_a_recipe_in_the_trainer(tmp_path: Path):
     assert 0 < table["base_share"] < 1
 
 
-def test_cost_in_a_bare_loop_goes_on_where_it_was_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_cost_in_a_bare_loop_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     arguments = (*COST, "--workloads", "mlp", "--modes", "bare")
     turns = iter(range(10**6))
     turn = timing.Rotation.turn
@@ -82,16 +80,11 @@ def test_cost_in_a_bare_loop_goes_on_where_it_was_interrupted(
 
 
 def test_phases(tmp_path: Path):
-    result = measure(
-        tmp_path, "phases", "--seconds", "0", "--rounds", "2", "--workloads", "mlp", "--tensors", "tiny"
-    )
+    result = measure(tmp_path, "phases", "--seconds", "0", "--rounds", "2", "--workloads", "mlp", "--tensors", "tiny")
     for mode in ("bare", "trainer"):
         sam = result["summary"][f"mlp/{mode}"]["rows"]["SAM(interval=1)"]
         assert set(sam["phases"]) == set(PHASES)
-        assert all(
-            sam["phases"][phase] > 0
-            for phase in ("first pass", "norm", "perturb", "second pass", "base step")
-        )
+        assert all(sam["phases"][phase] > 0 for phase in ("first pass", "norm", "perturb", "second pass", "base step"))
     rows = result["summary"]["tensors/tiny"]["rows"]
     assert 16 <= rows["SAM()"]["bytes"] <= 16.5
     assert rows["AESAM, flat"]["bytes"] < 4.5

@@ -44,9 +44,7 @@ def test_compare_takes_ratios_round_by_round():
     drifting = [1.0, 2.0, 4.0, 8.0]
     plain = columns(drifting, [1.0] * 4)
     floor = columns([2 * t for t in drifting], [2.0] * 4)
-    alternating = columns(
-        [2.2 * drifting[0], drifting[1], 2.2 * drifting[2], drifting[3]], [2.0, 1.0, 2.0, 1.0]
-    )
+    alternating = columns([2.2 * drifting[0], drifting[1], 2.2 * drifting[2], drifting[3]], [2.0, 1.0, 2.0, 1.0])
     row = compare(alternating, plain, floor)
     assert row["gradients"] == 1.5
     assert row["ratio"] == pytest.approx([1.6, 1.6, 1.6])

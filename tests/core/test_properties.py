@@ -39,8 +39,9 @@ def observed(
     for p, g in zip(params, grads, strict=True):
         p.grad = g
     step = Step(index, progress)
-    name_of = dict(zip(map(id, params), names or ["weight"] * len(params), strict=True))
-    step.observe(params, lambda p: name_of[id(p)], lambda _: {})
+    model = nn.Module()
+    model.named_parameters = lambda: zip(names or ["weight"] * len(params), params, strict=True)  # pyright: ignore
+    step.observe(params, model, {})
     return step
 
 

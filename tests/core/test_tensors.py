@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import tensors
+from sam_algos.displacement import Displacement
 
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
 SHAPES: dict[str, list[tuple[int, ...]]] = {
@@ -158,7 +159,7 @@ STORED: dict[str, tuple[Any, bool]] = {
 def displace(params: list, directions: list, scale: float, disposable: bool) -> Any:
     weights = [p.detach() for p in params]
     scales = [torch.tensor(scale, dtype=torch.float64)] * len(params)
-    return tensors.Displacement()(params, weights, directions, scales, [disposable] * len(params))
+    return Displacement()(params, weights, directions, scales, [disposable] * len(params))
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
@@ -208,7 +209,7 @@ def test_a_direction_laid_out_otherwise_is_not_written_to() -> None:
 
 def test_a_parameter_whose_memory_changes_is_recognised_anew() -> None:
     """One `Displacement` serves a whole run; in between a parameter may become a view of a flat buffer."""
-    displacement, p = tensors.Displacement(), nn.Parameter(torch.randn(4))
+    displacement, p = Displacement(), nn.Parameter(torch.randn(4))
     for data in (p.data, torch.randn(9)[2:6], torch.randn(4)):
         p.data = data
         before, address = data.clone(), p.data_ptr()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from tests.distributed.launcher import run_group
 
@@ -16,12 +17,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What a scenario returned on each rank: ``found(group, processes, scenario)``."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
 
     def find(group: str, processes: int, scenario: str) -> list[Any]:
-        if (group, processes) not in groups:
-            groups[group, processes] = run_group(group, processes, shared / f"{group}-{processes}")
-        ranks = [results[scenario] for results in groups[group, processes]]
+        folder = shared / f"{group}-{processes}"
+        trouble = run_group(group, processes, folder)
+        files = [folder / f"{scenario}.rank{rank}.pt" for rank in range(processes)]
+        assert all(file.exists() for file in files), f"{scenario} was not reached:\n{trouble}"
+        ranks = [torch.load(file, weights_only=False) for file in files]
         for rank, result in enumerate(ranks):
             assert not isinstance(result, str), f"{scenario} failed on rank {rank}:\n{result}"
         return ranks

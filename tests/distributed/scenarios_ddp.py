@@ -66,9 +66,7 @@ def precise(name: str, synchronize: bool, folder: Path, **options: Any) -> dict[
     """In float64, without momentum: what an oracle can follow."""
     with recorded_passes() as synced:
         plain_sgd = partial(torch.optim.SGD, lr=0.1)
-        result = train(
-            method(name, synchronize=synchronize), dtype=torch.float64, optimizer=plain_sgd, **options
-        )
+        result = train(method(name, synchronize=synchronize), dtype=torch.float64, optimizer=plain_sgd, **options)
     return {**result, "synced": synced}
 
 

@@ -23,8 +23,11 @@ def main(group: str, folder: str) -> None:
     module = importlib.import_module(f"tests.distributed.scenarios_{group}")
     if module.NEEDS_PROCESS_GROUP:
         dist.initialize_dist("cpu", timeout=PATIENCE)
-    results = {name: run(name, found, Path(folder)) for name, found in module.SCENARIOS.items()}
-    torch.save(results, Path(folder) / f"rank{dist.get_global_rank()}.pt")
+    for name, scenario in module.SCENARIOS.items():
+        result = run(name, scenario, Path(folder))
+        torch.save(result, Path(folder) / f"{name}.rank{dist.get_global_rank()}.pt")
+        if torch.distributed.is_initialized():
+            torch.distributed.monitored_barrier(timeout=timedelta(seconds=2 * PATIENCE))
 
 
 def run(name: str, scenario: Callable[[Path], Any], folder: Path) -> Any:
@@ -38,8 +41,6 @@ def run(name: str, scenario: Callable[[Path], Any], folder: Path) -> Any:
         return traceback.format_exc()
     finally:
         print(f"{time.perf_counter() - start:6.2f} s  {name}", flush=True)
-        if torch.distributed.is_initialized():
-            torch.distributed.monitored_barrier(timeout=timedelta(seconds=2 * PATIENCE))
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ def _cost(summary: dict[str, Any]) -> Iterator[Table]:
 def cost_verdict(table: dict[str, Any]) -> str:
     """Who takes the cheapest SAM step, or why that cannot be said."""
     if not table["conclusive"]:
-        return f"No verdict: two equal optimizers came out at a ratio of {table['a_a']:.3f} (CPU {table['cpu_a_a']:.3f}), not 1.00 ± 0.01."
+        found = f"{table['a_a']:.3f} (CPU {table['cpu_a_a']:.3f})"
+        return f"No verdict: two equal optimizers came out at a ratio of {found}, not 1.00 ± 0.01."
     over = {name: row for name, row in table["rows"].items() if row["over_floor"] is not None}
     ours = over["SAM(interval=1)"]["over_floor"]
     peers = {

@@ -74,7 +74,7 @@ class Method(Options, Algorithm, ABC):
         name = type(self).__name__
         if total_steps is None and parts.policy.reads_progress:
             raise ValueError(f"{name}.wrap(total_steps=None): this method's schedule needs an integer >= 1.")
-        if not (total_steps is None or type(total_steps) is int and total_steps >= 1):
+        if not (total_steps is None or (type(total_steps) is int and total_steps >= 1)):
             raise ValueError(f"{name}.wrap(total_steps={total_steps!r}): total_steps must be an integer >= 1.")
         refuse_fsdp1(name, model)
         return self._wrap(optimizer, ClosurePasses(model, total_steps))
@@ -145,20 +145,18 @@ class _TrainerPasses(Passes):
     def __init__(self, state: State, logger: Logger) -> None:
         self._state = state
         self._logger = logger
-        self._replay: Replay | None = None
+        self._replay = Replay()
 
     def first(
         self, closure: Callable[..., Any], *, synchronize: bool, repeatable: bool, devices: Collection[torch.device]
     ) -> Any:
-        self._replay = Replay(self._state.model, devices, self._state.batch) if repeatable else None
+        if repeatable:
+            self._replay.record(self._state.model, devices, self._state.batch)
         with self._held_back(Event.AFTER_TRAIN_BATCH):
             return closure(ddp_sync=synchronize)
 
     def second(self, closure: Callable[..., Any]) -> Any:
-        replay, self._replay = self._replay, None
-        if replay is None:
-            raise RuntimeError("The second pass repeats a first one that was not recorded.")
-        with replay.again(), self._held_back(Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH), self._muted():
+        with self._replay.again(), self._held_back(Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH), self._muted():
             return closure(ddp_sync=True, loss_dict={})
 
     def finish(self) -> None:

@@ -11,6 +11,10 @@ from torch import Tensor
 
 __all__ = ["Displacement"]
 
+SMALL = 8192  # elements; up to here a call costs more than a second pass over a tensor that is still in cache
+
+_Layout = tuple[bool, torch.dtype, tuple[int, ...], int]
+
 
 class Displacement:
     """Moves weights to ``w + scale · direction`` and back; one per optimizer.
@@ -23,7 +27,7 @@ class Displacement:
 
     def __init__(self) -> None:
         self._pointers: list[int] = []
-        self._owned: list[bool] = []
+        self._layouts: list[_Layout | None] = []
 
     @contextmanager
     def __call__(
@@ -46,27 +50,27 @@ class Displacement:
             scales: The factor of each direction, a scalar tensor.
             disposable: Whether each direction may be overwritten.
         """
-        owned = self._own_their_storage(params, weights)
-        kept = [w if own else w.clone() for w, own in zip(weights, owned, strict=True)]
+        layouts = self._own_layouts(params, weights)
+        kept = [w.clone() if layout is None else w for w, layout in zip(weights, layouts, strict=True)]
 
         def put_back() -> None:
-            for p, w, own, original in zip(params, weights, owned, kept, strict=True):
-                if own:
-                    p.data = original
-                else:
+            for p, w, layout, original in zip(params, weights, layouts, kept, strict=True):
+                if layout is None:
                     w.copy_(original)
+                else:
+                    p.data = original
 
         reuse = [
-            own and free and _same_layout(w, d)
-            for own, free, w, d in zip(owned, disposable, weights, directions, strict=True)
+            free and layout is not None and _layout(d) == layout and not d.requires_grad
+            for layout, free, d in zip(layouts, disposable, directions, strict=True)
         ]
         try:
             moved = _displaced(weights, directions, scales, reuse)
-            for p, w, own, displaced in zip(params, weights, owned, moved, strict=True):
-                if own:
-                    p.data = displaced
-                else:
+            for p, w, layout, displaced in zip(params, weights, layouts, moved, strict=True):
+                if layout is None:
                     w.copy_(displaced)
+                else:
+                    p.data = displaced
             del moved
             yield
         finally:
@@ -76,17 +80,17 @@ class Displacement:
                 put_back()
                 raise
 
-    def _own_their_storage(self, params: Sequence[Tensor], weights: Sequence[Tensor]) -> list[bool]:
-        """Which parameters may be pointed at another buffer without anybody else noticing."""
+    def _own_layouts(self, params: Sequence[Tensor], weights: Sequence[Tensor]) -> list[_Layout | None]:
+        """The layout of each parameter that may be pointed at another buffer without anybody else noticing."""
         pointers = [w.data_ptr() for w in weights]
         if pointers != self._pointers:
             holders = Counter(pointers)
-            self._owned = [
-                type(p) in (Tensor, torch.nn.Parameter) and _fills_its_storage(w) and holders[pointer] == 1
+            self._layouts = [
+                _layout(w) if holders[pointer] == 1 and _is_alone_in_its_storage(p, w) else None
                 for p, w, pointer in zip(params, weights, pointers, strict=True)
             ]
             self._pointers = pointers
-        return self._owned
+        return self._layouts
 
 
 def _displaced(
@@ -95,21 +99,28 @@ def _displaced(
     """``w + scale · direction`` of each, into the direction's own buffer where ``reuse`` says so."""
     moved = list(directions)
     for scale, device, members in _by_scale_and_device(scales, weights):
-        if device.type == "cpu":  # one pass over memory, and reading the scale waits for nothing
-            alpha = float(scale)
-            for i in members:
-                moved[i] = torch.add(weights[i], directions[i], alpha=alpha, out=directions[i] if reuse[i] else None)
-            continue
-        in_place, fresh = [i for i in members if reuse[i]], [i for i in members if not reuse[i]]
-        scale = scale.to(device)
-        if in_place:
-            torch._foreach_mul_([directions[i] for i in in_place], scale)
-        if fresh:
-            scaled = torch._foreach_mul([directions[i] for i in fresh], scale)
-            for i, tensor in zip(fresh, scaled, strict=True):
-                moved[i] = tensor
-        torch._foreach_add_([moved[i] for i in members], [weights[i] for i in members])
+        large = [i for i in members if device.type == "cpu" and weights[i].numel() > SMALL]
+        alpha = float(scale) if large else 0.0
+        for i in large:  # one pass over memory
+            moved[i] = torch.add(weights[i], directions[i], alpha=alpha, out=directions[i] if reuse[i] else None)
+        rest = [i for i in members if weights[i].numel() <= SMALL] if device.type == "cpu" else members
+        if rest:  # a few calls however many tensors, and the scale stays on its device
+            _displace_together(moved, weights, scale.to(device), rest, reuse)
     return moved
+
+
+def _displace_together(
+    moved: list[Tensor], weights: Sequence[Tensor], scale: Tensor, members: Sequence[int], reuse: Sequence[bool]
+) -> None:
+    fresh = [i for i in members if not reuse[i]]
+    if fresh:
+        buffers = [torch.empty_like(weights[i]) for i in fresh]
+        torch._foreach_copy_(buffers, [moved[i] for i in fresh])
+        for i, buffer in zip(fresh, buffers, strict=True):
+            moved[i] = buffer
+    together = [moved[i] for i in members]
+    torch._foreach_mul_(together, scale)
+    torch._foreach_add_(together, [weights[i] for i in members])
 
 
 def _by_scale_and_device(
@@ -122,21 +133,16 @@ def _by_scale_and_device(
         yield scales[members[0]], device, members
 
 
-def _fills_its_storage(w: Tensor) -> bool:
-    """Whether the tensor is all there is in its memory, and this process's alone."""
+def _layout(tensor: Tensor) -> _Layout:
+    """What a buffer must share with a parameter to stand in for it; the size of the storage tells a view apart."""
+    return type(tensor) is Tensor, tensor.dtype, tensor.stride(), tensor.untyped_storage().nbytes()
+
+
+def _is_alone_in_its_storage(param: Tensor, w: Tensor) -> bool:
+    """Whether the parameter is all there is in its memory, and this process's alone."""
     return (
-        w.numel() > 0
+        type(param) in (Tensor, torch.nn.Parameter)
+        and w.numel() > 0
         and w.untyped_storage().nbytes() == w.numel() * w.element_size()
         and not (w.device.type == "cpu" and w.is_shared())
-    )
-
-
-def _same_layout(w: Tensor, buffer: Tensor) -> bool:
-    """Whether ``buffer`` can stand in for ``w``: same type and strides, and nobody else's memory."""
-    return (
-        buffer.dtype is w.dtype
-        and buffer.stride() == w.stride()
-        and buffer.untyped_storage().nbytes() == w.untyped_storage().nbytes()
-        and not buffer.requires_grad
-        and type(buffer) is Tensor
     )

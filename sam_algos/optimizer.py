@@ -145,10 +145,11 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
     def _second_pass(self, step: Step, closure: Callable[..., Any]) -> Any:
         """Run the pass at the perturbed weights; it leaves ``g_s`` on the parameters, and the weights as they were."""
         _, perturbation, descent = self._parts
-        directions, scale = perturbation.ascend(step)
-        disposable = [not descent.reads_plain or d is not g for d, g in zip(directions, step.grads, strict=True)]
         _ = step.grad_norm  # for the log, before its gradients are overwritten
-        if not descent.reads_plain:
+        step.spare_grads = not descent.reads_plain
+        directions, scale = perturbation.ascend(step)
+        disposable = [step.spare_grads or d is not g for d, g in zip(directions, step.grads, strict=True)]
+        if step.spare_grads:
             step.grads = []
         for p in step.params:
             p.grad = None  # the closure must not zero the buffers that now hold the perturbed weights

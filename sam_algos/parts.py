@@ -62,6 +62,7 @@ class Step:
         params: The parameters that received a gradient in the first pass.
         weights: Their values ``w``.
         grads: The plain gradient ``g`` of the mini-batch at ``w``, before any gradient clipping.
+        spare_grads: Whether nothing needs ``grads`` after the ascent, so that a perturbation may write into them.
     """
 
     def __init__(self, index: int, progress: float | None) -> None:
@@ -70,6 +71,7 @@ class Step:
         self.params: list[Tensor] = []
         self.weights: list[Tensor] = []
         self.grads: list[Tensor] = []
+        self.spare_grads = False
         self._model = nn.Module()
         self._state: Mapping[Tensor, Memory] = {}
 
@@ -121,6 +123,10 @@ class Step:
     def dot(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
         """``⟨a, b⟩`` as one vector, global over shards; a scalar tensor."""
         return tensors.dot(a, b, self.params)
+
+    def total(self, each: Sequence[Tensor]) -> Tensor:
+        """The sum of one scalar per parameter, such as `tensors.inner`'s; global over shards, a scalar tensor."""
+        return tensors.total(each, self.params)
 
     def recall(self, buffer: str) -> list[Tensor | None]:
         """The tensors that a `Descent` has remembered under ``buffer``, None where there is none yet."""
@@ -189,7 +195,10 @@ class Perturbation(Options, ABC):
 
     @abstractmethod
     def ascend(self, step: Step) -> Ascent:
-        """The perturbation of unit radius, from ``step.grads`` and ``step.weights``, neither of which it writes."""
+        """The perturbation of unit radius, from ``step.grads`` and ``step.weights``.
+
+        It writes to neither, except to the gradients where ``step.spare_grads``.
+        """
 
 
 class Descent(Options, ABC):

@@ -18,6 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+)
 
 __all__ = ["ClosurePasses", "Passes", "Replay"]
 
@@ -56,6 +60,21 @@ def _tensors_in(batch: Any) -> Iterator[Tensor]:
             yield from _tensors_in(value)
 
 
+class _Registrations:
+    """Counts the modules and buffers that have been registered anywhere: while it stands still, no model changed."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        register_module_module_registration_hook(self._registered)
+        register_module_buffer_registration_hook(self._registered)
+
+    def _registered(self, *_: Any) -> None:
+        self.count += 1
+
+
+_REGISTRATIONS = _Registrations()
+
+
 class Replay:
     """Records what the first pass starts from, and runs the second from there.
 
@@ -65,43 +84,66 @@ class Replay:
     what is drawn (Composer's GyroDropout redraws its masks every so many calls).
     """
 
-    def __init__(self, model: nn.Module, devices: Collection[torch.device], batch: Any = None) -> None:
-        self._model = model
+    def __init__(self) -> None:
+        self._walked: tuple[nn.Module, int] | None = None
+        self._batch: list[tuple[Tensor, int, Tensor]] = []
+
+    def __reduce__(self) -> Any:
+        """Copy and pickle as a new one: what was found are parts of the original's model."""
+        return Replay, ()
+
+    def record(self, model: nn.Module, devices: Collection[torch.device], batch: Any = None) -> None:
+        """Record the state that the first pass is about to start from.
+
+        Args:
+            model: The model.
+            devices: The devices of its parameters.
+            batch: The batch, where the pass may transform it in place.
+        """
+        if self._walked is None or self._walked[0] is not model or self._walked[1] != _REGISTRATIONS.count:
+            self._walk(model)
         self._devices = devices
         self._batch = [(tensor, tensor._version, tensor.clone()) for tensor in _tensors_in(batch)]
         self._buffers = [
             (owner, name, buffer, buffer._version)
-            for owner in model.modules()
-            if not isinstance(owner, _BatchNorm)
-            for name, buffer in owner._buffers.items()
+            for owner in self._buffer_owners
+            for name, buffer in owner.items()
             if buffer is not None
         ]
-        self._counters = [
-            (vars(owner), name, count)
-            for owner in model.modules()
-            for name, count in vars(owner).items()
-            if type(count) is int
-        ]
+        self._counts = [(owner, name, owner[name]) for owner, name in self._counters if name in owner]
         self._streams = _RandomStreams.record(devices)
+
+    def _walk(self, model: nn.Module) -> None:
+        """Find what a pass may change; done anew only when some module or buffer has been registered."""
+        modules = list(model.modules())
+        self._walked = (model, _REGISTRATIONS.count)
+        self._norms = [m for m in modules if isinstance(m, _BatchNorm)]
+        self._buffer_owners = [m._buffers for m in modules if m._buffers and not isinstance(m, _BatchNorm)]
+        self._counters = [
+            (vars(m), name)
+            for m in modules
+            if not type(m).__module__.startswith("torch.nn.modules.")  # these count in buffers, if at all
+            for name, value in vars(m).items()
+            if type(value) is int
+        ]
+        self._sharded = any(isinstance(m, FSDPModule) for m in modules)
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """Run the body as a repetition of the first pass that leaves no trace of its own."""
         streams = _RandomStreams.record(self._devices)
+        batch, self._batch = self._batch, []
         buffers = [
             (owner, name, current, current.clone())
             for owner, name, recorded, version in self._buffers
-            if (current := owner._buffers[name]) is not None
-            and (current is not recorded or current._version != version)
+            if (current := owner.get(name)) is not None and (current is not recorded or current._version != version)
         ]
-        tracking = [m for m in self._model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        tracking = [norm for norm in self._norms if norm.track_running_stats]
         advanced = [
-            (owner, name, count, now)
-            for owner, name, count in self._counters
-            if (now := owner.get(name, count)) != count
+            (owner, name, count, now) for owner, name, count in self._counts if (now := owner.get(name, count)) != count
         ]
         try:
-            for tensor, version, original in self._batch:
+            for tensor, version, original in batch:
                 if tensor._version != version:
                     tensor.copy_(original)
             for owner, name, count, _ in advanced:
@@ -111,16 +153,16 @@ class Replay:
             self._streams.restore()
             yield
         except BaseException:
-            if any(isinstance(m, FSDPModule) for m in self._model.modules()):
+            if self._sharded and self._walked is not None:
                 # FSDP2 would go on computing with the perturbed weights that it had gathered when the pass failed.
                 # Its hook on state_dict drops them wherever that was; reshard() would not, in a forward.
-                self._model.state_dict()
+                self._walked[0].state_dict()
             raise
         finally:
             for norm in tracking:
                 norm.track_running_stats = True
             for owner, name, buffer, value in buffers:
-                owner._buffers[name] = buffer
+                owner[name] = buffer
                 buffer.copy_(value)
             for owner, name, _, count in advanced:
                 owner[name] = count
@@ -173,13 +215,14 @@ class ClosurePasses(Passes):
     def __init__(self, model: nn.Module, total_steps: int | None = None) -> None:
         self._model = model
         self._total_steps = total_steps
-        self._replay: Replay | None = None
+        self._replay = Replay()
 
     def first(
         self, closure: Callable[..., Any], *, synchronize: bool, repeatable: bool, devices: Collection[torch.device]
     ) -> Any:
         """Run the closure; under ``no_sync()`` where the model has it and no synchronisation is wanted."""
-        self._replay = Replay(self._model, devices) if repeatable else None
+        if repeatable:
+            self._replay.record(self._model, devices)
         no_sync = getattr(self._model, "no_sync", None)
         with nullcontext() if synchronize or no_sync is None else no_sync():
             loss = closure()
@@ -191,8 +234,7 @@ class ClosurePasses(Passes):
 
     def second(self, closure: Callable[..., Any]) -> Any:
         """Run the closure again."""
-        replay, self._replay = self._replay, None
-        with replay.again() if replay else nullcontext():
+        with self._replay.again():
             return closure()
 
     def progress(self, index: int) -> float | None:

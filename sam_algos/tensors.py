@@ -7,7 +7,7 @@ are those of the whole vector: a shard's own norm would be a silent error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -19,15 +19,19 @@ __all__ = [
     "add_scaled_",
     "dot",
     "filter_norms",
+    "inner",
     "largest",
     "local",
     "norm",
     "norms",
     "orthogonalize_",
+    "pieces",
     "reciprocal",
+    "total",
     "wrap_like",
 ]
 
+PIECE = 32768  # elements
 TINY = 1e-30  # below any norm a training run can meet, above float32's smallest normal number
 
 
@@ -80,10 +84,34 @@ def largest(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
 
 def dot(a: Sequence[Tensor], b: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     """``⟨a, b⟩`` over all tensors as one vector; a scalar tensor, accumulated in float32 or better."""
-    if not a:
-        return torch.zeros(())
-    each = torch.stack(_together([_dot(x, y) for x, y in zip(a, b, strict=True)]))
-    return _sum_over_shards(each, like).sum()
+    return total([inner(x, y) for x, y in zip(a, b, strict=True)], like)
+
+
+def total(each: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
+    """The sum of one scalar per tensor, completed over shards; a scalar tensor (zero for an empty list)."""
+    return _sum_over_shards(torch.stack(_together(each)), like).sum() if each else torch.zeros(())
+
+
+def inner(x: Tensor, y: Tensor) -> Tensor:
+    """``⟨x, y⟩`` of two tensors, or of their local parts; a scalar tensor, accumulated in float32 or better."""
+    if x.is_complex():
+        x, y = torch.view_as_real(x), torch.view_as_real(y)
+    if x.dtype in (torch.float32, torch.float64) and x.is_contiguous() and y.is_contiguous():
+        return torch.dot(x.view(-1), y.view(-1))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (x.to(dtype) * y.to(dtype)).sum()
+
+
+def pieces(*alike: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Corresponding pieces of tensors that are alike, each small enough to stay in a CPU's cache.
+
+    A chain of elementwise operations, done piece by piece, then reads and writes memory once. Elsewhere than on a
+    CPU, and where the elements do not lie in order, the one piece is the whole.
+    """
+    if alike[0].device.type == "cpu" and all(t.is_contiguous() for t in alike) and alike[0].numel() > PIECE:
+        yield from zip(*(t.view(-1).split(PIECE) for t in alike), strict=True)
+    else:
+        yield alike
 
 
 def reciprocal(scalar: Tensor) -> Tensor:
@@ -133,15 +161,6 @@ def _together(scalars: Sequence[Tensor]) -> list[Tensor]:
     """The scalars on one device, for models that span several."""
     device = scalars[0].device
     return [s if s.device == device else s.to(device) for s in scalars]
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    if x.is_complex():
-        x, y = torch.view_as_real(x), torch.view_as_real(y)
-    if x.dtype in (torch.float32, torch.float64) and x.is_contiguous() and y.is_contiguous():
-        return torch.dot(x.view(-1), y.view(-1))
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return (x.to(dtype) * y.to(dtype)).sum()
 
 
 def _is_sharded(like: Sequence[Tensor]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from sam_algos import tensors
@@ -43,15 +44,25 @@ class Adaptive(Perturbation):
 
     def ascend(self, step: Step) -> Ascent:
         """``T² g``, and ``‖T g‖`` from ``⟨T² g, g⟩ = ‖T g‖²``, so that ``T`` need not be kept."""
-        normalized = [self.normalize_bias or "weight" in name for name in step.names]
-        layers = self._layer_norms(step)
-        directions = [
-            self._normalization(w, p, layer).square_().mul(g) if adapt else g
-            for p, w, g, adapt, layer in zip(
-                step.params, step.weights, step.grads, normalized, layers, strict=True
-            )
-        ]
-        return Ascent(directions, tensors.reciprocal(step.dot(directions, step.grads).sqrt()))
+        directions, products = [], []
+        for i, (name, layer) in enumerate(zip(step.names, self._layer_norms(step), strict=True)):
+            g = direction = step.grads[i]
+            if self.normalize_bias or "weight" in name:
+                direction = g if step.spare_grads else torch.empty_like(g)
+                products.append(self._normalize(step.weights[i], g, direction, step.params[i], layer))
+            else:
+                products.append(tensors.inner(g, g))
+            directions.append(direction)
+        return Ascent(directions, tensors.reciprocal(step.total(products).sqrt()))
+
+    def _normalize(self, w: Tensor, g: Tensor, out: Tensor, p: Tensor, layer: Tensor | None) -> Tensor:
+        """Write ``T² g`` into ``out``, which may be ``g``, and return ``⟨T² g, g⟩``."""
+        products = []
+        for w_, g_, out_ in tensors.pieces(w, g, out) if self.scope == "element" else [(w, g, out)]:
+            direction = self._normalization(w_, p, layer).square_() * g_
+            products.append(tensors.inner(direction, g_))
+            out_.copy_(direction)
+        return products[0] if len(products) == 1 else torch.stack(products).sum()
 
     def _normalization(self, w: Tensor, p: Tensor, layer: Tensor | None) -> Tensor:
         if layer is not None:

@@ -21,9 +21,7 @@ each_class = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
 
 @each_method
 def test_repr_evaluates_back_to_an_equal_method(method: Method) -> None:
-    again = eval(
-        repr(method), vars(sam_algos) | {name: getattr(sam_algos, name) for name in sam_algos.__all__}
-    )
+    again = eval(repr(method), vars(sam_algos) | {name: getattr(sam_algos, name) for name in sam_algos.__all__})
     assert again == method
     assert repr(again) == repr(method)
 
@@ -82,9 +80,7 @@ def test_card_documents_every_argument_with_its_default(cls: type[Method]) -> No
     arguments = (cls.__doc__ or "").split("Args:")[1].split("Raises:")[0]
     described = re.split(r"\n        (?=\w+ \()", arguments)[1:]
     fields = [field for field in dataclasses.fields(cls) if field.init]
-    assert [text.split(" ")[0] for text in described] == [
-        f.name for f in sorted(fields, key=lambda f: f.kw_only)
-    ]
+    assert [text.split(" ")[0] for text in described] == [f.name for f in sorted(fields, key=lambda f: f.kw_only)]
     for text, field in zip(described, sorted(fields, key=lambda f: f.kw_only), strict=True):
         default = re.search(r"Default:\s+``([^`]+)``", text)
         assert default, text

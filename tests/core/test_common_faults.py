@@ -133,9 +133,7 @@ def test_a_loss_of_zero_is_a_loss(method: Method) -> None:
     optimizer = wrap(method, model)
     before = snapshot(model)
     [batch] = make_batches(1)
-    loss = optimizer.step(
-        Closure(model, optimizer, batch, loss=lambda out, y: (out - out.detach()).mul(y).sum())
-    )
+    loss = optimizer.step(Closure(model, optimizer, batch, loss=lambda out, y: (out - out.detach()).mul(y).sum()))
     assert loss.item() == 0.0
     assert optimizer.method_state_dict()["step"] == 1
     assert not same(snapshot(model), before)
@@ -146,9 +144,7 @@ def test_returns_the_loss_at_the_clean_weights(method: Method) -> None:
     model, plain = make_model("mlp"), make_model("mlp")
     optimizer, base = wrap(method, model), wrap(None, plain)
     [batch] = make_batches(1)
-    assert torch.equal(
-        optimizer.step(Closure(model, optimizer, batch)), base.step(Closure(plain, base, batch))
-    )
+    assert torch.equal(optimizer.step(Closure(model, optimizer, batch)), base.step(Closure(plain, base, batch)))
 
 
 @each_method

@@ -161,9 +161,7 @@ def test_storage_does_not_matter_to_the_result(kind: str) -> None:
 @each_method
 @pytest.mark.parametrize("base", ["momentum", "adamw"])
 @pytest.mark.parametrize("used_in", [(1,), (2,), (1, 4), (3, 4)], ids=str)
-def test_a_parameter_may_be_used_in_one_pass_only(
-    method: Method, base: str, used_in: tuple[int, ...]
-) -> None:
+def test_a_parameter_may_be_used_in_one_pass_only(method: Method, base: str, used_in: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     model = WithExtra(torch.ones(2), used_in)
     optimizer = wrap(method, model, base)

@@ -167,6 +167,73 @@ def test_both_passes_drop_the_same_units(method: Method) -> None:
     assert twice
 
 
+class Hasty(Noise):
+    """Draws more in its second pass than in its first, as code that depends on the weights may."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(len(self.drawn)):
+            random.random(), np.random.rand(), torch.rand(())
+        return super().forward(x)
+
+
+def test_streams_go_on_from_the_first_pass_whatever_the_second_draws() -> None:
+    torch.manual_seed(0)
+    noise = Hasty()
+    model = nn.Sequential(nn.Linear(6, 8), noise, nn.Linear(8, 3))
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    for taken in steps(model, wrap(SAM(), model), make_batches(3)):
+        assert taken == len(noise.drawn) == 2
+        noise.drawn.clear()
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    for _ in range(3):
+        random.random(), np.random.rand(), torch.rand(())
+    expected = (random.random(), np.random.rand(), float(torch.rand(())))
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    for _ in steps(model, wrap(SAM(), model), make_batches(3)):
+        noise.drawn.clear()
+    assert (random.random(), np.random.rand(), float(torch.rand(()))) == expected
+
+
+class Periodic(nn.Module):
+    """Redraws its mask every third call, as Composer's GyroDropout: what it draws depends on a count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.mask = torch.ones(8)
+        self.used: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.count % 3 == 0:
+            self.mask = (torch.rand(8) > 0.5).float()
+        self.count += 1
+        self.used.append(self.mask)
+        return x * self.mask
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_modules_that_count_their_calls_count_one(copied: bool) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), Periodic(), nn.Linear(8, 3))
+    optimizer = wrap(SAM(), model)
+    list(steps(model, optimizer, make_batches(3)))
+    if copied:
+        model, optimizer = copy.deepcopy((model, optimizer))
+    for done in range(4, 10):
+        model[1].used.clear()
+        assert [*steps(model, optimizer, make_batches(1, seed=done))] == [2]
+        assert torch.equal(*model[1].used)
+        assert model[1].count == done
+
+
+def test_layers_added_during_training_count_one_too() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
+    optimizer = wrap(SAM(), model)
+    list(steps(model, optimizer, make_batches(2)))
+    model.insert(1, nn.BatchNorm1d(8))
+    list(steps(model, optimizer, make_batches(3)))
+    assert model[1].num_batches_tracked == 3
+
+
 @pytest.mark.gpu
 def test_both_passes_draw_the_same_on_a_gpu() -> None:
     model = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.4), nn.Linear(16, 3)).cuda()

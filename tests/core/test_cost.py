@@ -29,9 +29,7 @@ class CountOps(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.calls[name] += 1
         given = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
-        given |= {
-            a.untyped_storage().data_ptr() for a in (kwargs or {}).values() if isinstance(a, torch.Tensor)
-        }
+        given |= {a.untyped_storage().data_ptr() for a in (kwargs or {}).values() if isinstance(a, torch.Tensor)}
         for made in out if isinstance(out, (list, tuple)) else [out]:
             if isinstance(made, torch.Tensor) and made.numel() == SIZE:
                 self.made[name] += made.untyped_storage().data_ptr() not in given
@@ -119,9 +117,7 @@ def test_tensors_kept_between_steps_are_those_declared(method: Method) -> None:
     assert all(isinstance(value, (int, float, str, bool, list, tuple)) for value in flat)
 
 
-@pytest.mark.parametrize(
-    ("method", "buffers"), [(SAM(), 0), (ASAM(), 0), (AESAM(), 0), (LookSAM(), 1)], ids=repr
-)
+@pytest.mark.parametrize(("method", "buffers"), [(SAM(), 0), (ASAM(), 0), (AESAM(), 0), (LookSAM(), 1)], ids=repr)
 def test_tensors_kept_per_parameter(method: Method, buffers: int) -> None:
     model = make_model("mlp")
     optimizer = wrap(method, model, "sgd")

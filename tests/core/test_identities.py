@@ -44,7 +44,7 @@ IDENTITIES: dict[str, tuple[Method | None, Method | None]] = {
     "p = 2 as an integer": (SAM(p=2), SAM(p=2.0)),
     "SAM from its parts": (SharpnessAware(Interval(2), PNorm(0.1, 3.0), SharpGradient()), SAM(0.1, 2, 3.0)),
     "ASAM from its parts": (SharpnessAware(perturbation=Adaptive(scope="layer")), ASAM(scope="layer")),
-    "LookSAM from its parts": (SharpnessAware(Interval(5), PNorm(), Reuse(0.1)), LookSAM()),
+    "LookSAM from its parts": (SharpnessAware(Interval(5), PNorm(), Reuse()), LookSAM()),
     "AE-SAM from its parts": (SharpnessAware(GradientNorm()), AESAM()),
     "AE-LookSAM from its parts": (
         SharpnessAware(GradientNorm(lambda_1=0.0, lambda_2=2.0), descent=Reuse()),

@@ -64,9 +64,7 @@ def pnorm(values: list[Tensor], p: float) -> float:
 
 @checked
 @given(shapes, seeds, radii, sizes, st.sampled_from([1.0, 1.1, 1.5, 2.0, 3.0, 7.0, 40.0, math.inf]))
-def test_epsilon_has_the_length_rho_and_climbs_most(
-    shapes: Any, seed: int, rho: float, size: float, p: float
-) -> None:
+def test_epsilon_has_the_length_rho_and_climbs_most(shapes: Any, seed: int, rho: float, size: float, p: float) -> None:
     params, grads = draw(shapes, seed, size)
     before = [g.clone() for g in grads]
     found = epsilon(PNorm(rho, p), params, grads)
@@ -98,9 +96,7 @@ def test_adaptive_epsilon_has_length_rho_in_units_of_the_weights(
 
 @checked
 @given(shapes, seeds, st.sampled_from([1.0, 2.0, 3.0, math.inf]), sizes)
-def test_epsilon_does_not_depend_on_the_size_of_the_gradient(
-    shapes: Any, seed: int, p: float, size: float
-) -> None:
+def test_epsilon_does_not_depend_on_the_size_of_the_gradient(shapes: Any, seed: int, p: float, size: float) -> None:
     for perturbation in (PNorm(0.1, p), Adaptive()):
         one = epsilon(perturbation, *draw(shapes, seed))
         other = epsilon(perturbation, *draw(shapes, seed, size))
@@ -126,9 +122,7 @@ def test_what_is_reused_is_a_unit_vector_orthogonal_to_the_gradient(shapes: Any,
 
 @checked
 @given(shapes, seeds, st.floats(-5, 5))
-def test_a_sharp_gradient_parallel_to_the_plain_one_gives_no_direction(
-    shapes: Any, seed: int, factor: float
-) -> None:
+def test_a_sharp_gradient_parallel_to_the_plain_one_gives_no_direction(shapes: Any, seed: int, factor: float) -> None:
     """Where rounding errors would otherwise be scaled up to the length of a gradient."""
     for dtype in (torch.float32, torch.float64):
         params, grads = ([x.to(dtype) for x in values] for values in draw(shapes, seed))
@@ -153,9 +147,7 @@ norms = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40)
 def test_no_gradient_is_further_out_than_the_bound(xs: list[float], delta: float) -> None:
     policy, memory = GradientNorm(delta, variance=0.0), None
     for x in xs:
-        step = observed(
-            [torch.zeros(1).double()], [torch.tensor([math.sqrt(x)], dtype=torch.float64)], 0, 0.0
-        )
+        step = observed([torch.zeros(1).double()], [torch.tensor([math.sqrt(x)], dtype=torch.float64)], 0, 0.0)
         memory = policy.decide(memory or policy.initial(), step).memory
         bound = math.sqrt(memory["variance"] / (1 - delta))
         assert abs(x - memory["mean"]) <= bound * (1 + 1e-9)
@@ -231,17 +223,13 @@ def test_the_euclidean_ball_and_plain_biases_do_see_it() -> None:
 
 @checked
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=3), radii, st.sampled_from(sorted(VARIANTS)), seeds)
-def test_any_network_is_displaced_by_rho_and_put_back(
-    widths: list[int], rho: float, name: str, seed: int
-) -> None:
+def test_any_network_is_displaced_by_rho_and_put_back(widths: list[int], rho: float, name: str, seed: int) -> None:
     torch.manual_seed(seed)
     layers = [nn.Linear(a, b) for a, b in zip([6, *widths], [*widths, 3], strict=True)]
     model = nn.Sequential(*layers).double()
     optimizer = wrap(VARIANTS[name], model, rho=rho)
     seen: list[Tensor] = []
-    model.register_forward_pre_hook(
-        lambda m, _: seen.append(nn.utils.parameters_to_vector(m.parameters()).detach())
-    )
+    model.register_forward_pre_hook(lambda m, _: seen.append(nn.utils.parameters_to_vector(m.parameters()).detach()))
     start = snapshot(model)["model"]
     before: list[Any] = []
     optimizer.base_optimizer.register_step_pre_hook(lambda *_: before.append(snapshot(model)["model"]))

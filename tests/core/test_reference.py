@@ -32,9 +32,7 @@ def sam(**options: Any) -> tuple[Method, Callable[..., Rule]]:
     return SAM(**options), lambda names, record: references.sam(**{"rho": 0.05, **options})
 
 
-def adaptive(
-    cls: type[Method], rule: Callable[..., Rule], **options: Any
-) -> tuple[Method, Callable[..., Rule]]:
+def adaptive(cls: type[Method], rule: Callable[..., Rule], **options: Any) -> tuple[Method, Callable[..., Rule]]:
     policy = {key: options[key] for key in ("delta", "lambda_1", "lambda_2")}
     rest = {key: value for key, value in options.items() if key not in policy}
 
@@ -59,12 +57,8 @@ METHODS: dict[str, tuple[Method, Callable[..., Rule]]] = {
     "asam, filter, biases too": asam(scope="filter", normalize_bias=True, eta=0.1),
     "looksam": (LookSAM(rho=0.1, k=4, alpha=0.3), lambda names, record: references.looksam(0.1, 4, 0.3)),
     "aesam": adaptive(AESAM, references.aesam, rho=0.1, delta=0.9, lambda_1=-1.0, lambda_2=1.0),
-    "aesam, other schedule": adaptive(
-        AESAM, references.aesam, rho=0.1, delta=0.6, lambda_1=0.5, lambda_2=-0.5
-    ),
-    "aelooksam": adaptive(
-        AELookSAM, references.reuse, rho=0.1, alpha=0.2, delta=0.9, lambda_1=0.0, lambda_2=1.0
-    ),
+    "aesam, other schedule": adaptive(AESAM, references.aesam, rho=0.1, delta=0.6, lambda_1=0.5, lambda_2=-0.5),
+    "aelooksam": adaptive(AELookSAM, references.reuse, rho=0.1, alpha=0.2, delta=0.9, lambda_1=0.0, lambda_2=1.0),
     "aelooksam, plain until sharp": adaptive(
         AELookSAM, references.reuse, rho=0.1, alpha=0.2, delta=0.5, lambda_1=-2.0, lambda_2=1.5
     ),
@@ -90,9 +84,7 @@ def test_agrees_with_its_equations(name: str, base: str, model: str) -> None:
         assert 0 < sum(decided) < STEPS
 
 
-def train(
-    method: Method, model: torch.nn.Module, base: torch.optim.Optimizer, batches: Sequence[Any]
-) -> list[bool]:
+def train(method: Method, model: torch.nn.Module, base: torch.optim.Optimizer, batches: Sequence[Any]) -> list[bool]:
     optimizer = method.wrap(base, model=model, total_steps=len(batches))
     torch.manual_seed(2)
     decided = []

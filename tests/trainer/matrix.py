@@ -100,9 +100,7 @@ def observe(name: str, method: str | None) -> Observed:
 
     watch = [
         AlgorithmOn(Event.BATCH_START, lambda _: seen.passes.append([])),
-        AlgorithmOn(
-            Event.BEFORE_LOSS, lambda state: seen.passes[-1].append(_what_the_loss_is_computed_from(state))
-        ),
+        AlgorithmOn(Event.BEFORE_LOSS, lambda state: seen.passes[-1].append(_what_the_loss_is_computed_from(state))),
         AlgorithmOn(Event.EPOCH_START, note_frozen),
     ]
     with warnings.catch_warnings():
@@ -110,9 +108,7 @@ def observe(name: str, method: str | None) -> Observed:
             warnings.filterwarnings("ignore", message=entry.quiet)
         algorithm = _counted(entry.make(), seen.applied)
         methods = [METHODS[method]] if method else []
-        run = trainer(
-            algorithm, *watch, *methods, model=network(), data=DataLoader(Images(), batch_size=BATCH_SIZE)
-        )
+        run = trainer(algorithm, *watch, *methods, model=network(), data=DataLoader(Images(), batch_size=BATCH_SIZE))
         run.fit()
         run.close()
     seen.frozen = [(before, p.detach().clone()) for p, before in seen.frozen]
@@ -129,8 +125,7 @@ def problems(name: str, method: str) -> list[str]:
     }
     checks = {
         "trains": len(seen.passes) == STEPS,
-        "takes the kinds of steps that it should": 0 < seen.sharp < STEPS
-        or (method == "SAM" and seen.sharp == STEPS),
+        "takes the kinds of steps that it should": 0 < seen.sharp < STEPS or (method == "SAM" and seen.sharp == STEPS),
         "runs a second pass on sharp steps": sum(len(passes) - 1 for passes in seen.passes) == seen.sharp,
         "shows both passes the same": all(same(passes[0], passes[-1]) for passes in seen.passes),
         "applies the algorithm once per pass, or once per step": dict(seen.applied) == expected,

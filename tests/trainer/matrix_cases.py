@@ -69,20 +69,12 @@ ENTRIES: dict[str, Entry] = {
         quiet="GyroDropout is not implemented in a way that allows correct resumption",
     ),
     "label_smoothing": Entry(ca.LabelSmoothing, "In both passes, from the same labels."),
-    "layer_freezing": Entry(
-        lambda: ca.LayerFreezing(freeze_start=0.0), "Frozen weights are not perturbed either."
-    ),
-    "low_precision_groupnorm": Entry(
-        ca.LowPrecisionGroupNorm, _LOW_PRECISION, quiet="Low Precision GroupNorm only"
-    ),
-    "low_precision_layernorm": Entry(
-        ca.LowPrecisionLayerNorm, _LOW_PRECISION, quiet="Low Precision LayerNorm only"
-    ),
+    "layer_freezing": Entry(lambda: ca.LayerFreezing(freeze_start=0.0), "Frozen weights are not perturbed either."),
+    "low_precision_groupnorm": Entry(ca.LowPrecisionGroupNorm, _LOW_PRECISION, quiet="Low Precision GroupNorm only"),
+    "low_precision_layernorm": Entry(ca.LowPrecisionLayerNorm, _LOW_PRECISION, quiet="Low Precision LayerNorm only"),
     "mixup": Entry(ca.MixUp, _DRAWS),
     "no_op_model": Entry(ca.NoOpModel, "Its one weight is perturbed like any other."),
-    "progressive_resizing": Entry(
-        lambda: ca.ProgressiveResizing(delay_fraction=0.0, size_increment=2), _BATCH
-    ),
+    "progressive_resizing": Entry(lambda: ca.ProgressiveResizing(delay_fraction=0.0, size_increment=2), _BATCH),
     "randaugment": Entry(ca.RandAugment, _IMAGES),
     "sam": Entry(ca.SAM, "Refused: a run takes one sharpness-aware method.", quiet="SAM has known issues"),
     "selective_backprop": Entry(

@@ -29,9 +29,7 @@ CLIPPINGS = {"norm": 0.3, "value": 0.05, "adaptive": 0.1}
 
 @pytest.mark.parametrize("kind", CLIPPINGS)
 @pytest.mark.parametrize("method", EVERY_METHOD)
-def test_the_method_sees_the_unclipped_gradient_and_the_optimizer_the_clipped_one(
-    method: Method, kind: str
-) -> None:
+def test_the_method_sees_the_unclipped_gradient_and_the_optimizer_the_clipped_one(method: Method, kind: str) -> None:
     """By hand, the loop knows nothing of the clipping: it happens when the base optimizer steps."""
     run = fit(method, GradientClipping(kind, CLIPPINGS[kind]), callbacks=seeded_epochs())
     clip = lambda model: apply_gradient_clipping(model, kind, CLIPPINGS[kind], fsdp_enabled=False)  # noqa: E731
@@ -62,6 +60,14 @@ def test_algorithms_act_in_composers_order() -> None:
     method = EVERY_METHOD[0].values[0]
     fit(method, *algorithms, callbacks=callback, max_duration="1ba")
     assert order == ["second", "first", "callback"]
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("event", [Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH])
+def test_algorithms_of_the_batch_run_once_per_batch(method: Method, event: Event) -> None:
+    times: list[int] = []
+    fit(method, AlgorithmOn(event, lambda state: times.append(state.timestamp.batch.value)))
+    assert times == list(range(2 * BATCHES))
 
 
 class _Watch(Callback):

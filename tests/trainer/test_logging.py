@@ -38,14 +38,10 @@ def test_every_method_logs_its_figures_with_every_loss(method: Method) -> None:
 @pytest.mark.parametrize("method", EVERY_METHOD)
 def test_the_statistic_is_the_squared_norm_and_decides(method: Method) -> None:
     run = fit(method, loggers=InMemoryLogger())
-    norms, statistics, thresholds = (
-        logged(run, f"sam/{name}") for name in ("grad_norm", "statistic", "threshold")
-    )
+    norms, statistics, thresholds = (logged(run, f"sam/{name}") for name in ("grad_norm", "statistic", "threshold"))
     if method.parts().policy.reads_gradient:
         assert statistics == [norm**2 for norm in norms]
-        assert logged(run, "sam/applied") == [
-            float(x >= t) for x, t in zip(statistics, thresholds, strict=True)
-        ]
+        assert logged(run, "sam/applied") == [float(x >= t) for x, t in zip(statistics, thresholds, strict=True)]
     else:
         assert statistics == thresholds == []
     assert min(norms) > 0
@@ -96,8 +92,6 @@ def test_progress_is_the_share_of_batches_whatever_the_unit(max_duration: str, d
     ("max_duration", "data", "refusal"),
     [("600sec", None, "Wall clock time not an allowed"), ("2ep", STREAM, "cannot be specified in epochs")],
 )
-def test_composer_refuses_the_durations_whose_progress_is_unknown(
-    max_duration: str, data: Any, refusal: str
-) -> None:
+def test_composer_refuses_the_durations_whose_progress_is_unknown(max_duration: str, data: Any, refusal: str) -> None:
     with pytest.raises(ValueError, match=refusal):
         _progress(max_duration, data)

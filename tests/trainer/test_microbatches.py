@@ -63,9 +63,7 @@ class _SmallMemory(Callback):
 @pytest.fixture
 def _auto_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Composer offers 'auto' on a GPU only; what follows from it needs none."""
-    monkeypatch.setattr(
-        "composer.trainer.trainer._is_auto_microbatching", lambda size, device: size == "auto"
-    )
+    monkeypatch.setattr("composer.trainer.trainer._is_auto_microbatching", lambda size, device: size == "auto")
     yield
 
 

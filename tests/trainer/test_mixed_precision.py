@@ -111,9 +111,7 @@ def test_an_overflow_in_either_pass_skips_the_step_and_lowers_the_scale(
     method: Method, in_pass: int, batch: int
 ) -> None:
     overflow = _Overflow(in_pass, batch)
-    run = trainer(
-        method, *overflow.algorithms(lambda: _snapshot(run)), precision="amp_fp16", loggers=InMemoryLogger()
-    )
+    run = trainer(method, *overflow.algorithms(lambda: _snapshot(run)), precision="amp_fp16", loggers=InMemoryLogger())
     run.fit()
     run.close()
     assert overflow.at is not None
@@ -129,9 +127,7 @@ def test_bf16_trains(method: Method) -> None:
     run = fit(method, precision="amp_bf16", loggers=InMemoryLogger())
     full = fit(method, loggers=InMemoryLogger())
     assert not same(weights(run), weights(full))
-    assert logged(run, "loss/train/total") == pytest.approx(
-        logged(full, "loss/train/total"), rel=0.1, abs=0.05
-    )
+    assert logged(run, "loss/train/total") == pytest.approx(logged(full, "loss/train/total"), rel=0.1, abs=0.05)
 
 
 @pytest.mark.usefixtures("_half_on_cpu")

@@ -82,8 +82,11 @@ class _Draws(nn.Module):
         super().__init__()
         self.drawn: list[Tensor] = []
 
+    def draw(self) -> list[float]:
+        return [torch.rand(()).item(), float(np.random.rand()), random.random()]
+
     def forward(self, x: Tensor) -> Tensor:
-        draws = [torch.rand(()).item(), float(np.random.rand()), random.random()]
+        draws = self.draw()
         self.drawn.append(torch.tensor(draws))
         return x * sum(draws)
 
@@ -92,8 +95,16 @@ def _run_with_draws(method: Method | None) -> tuple[list[int], list[Tensor], Any
     """The number of passes of each step, all draws, and the streams at the end."""
     draws = _Draws()
     passes: list[int] = []
-    watch = AlgorithmOn(Event.BATCH_END, lambda _: passes.append(len(draws.drawn) - sum(passes)))
-    fit(method, watch, model=classifier(draws))
+
+    def draw_more_in_a_second_pass(_: State) -> None:
+        if len(draws.drawn) - sum(passes) == 2:
+            draws.draw()
+
+    watch = [
+        AlgorithmOn(Event.AFTER_LOSS, draw_more_in_a_second_pass),
+        AlgorithmOn(Event.BATCH_END, lambda _: passes.append(len(draws.drawn) - sum(passes))),
+    ]
+    fit(method, *watch, model=classifier(draws))
     return passes, draws.drawn, (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
 
 

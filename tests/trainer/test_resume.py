@@ -62,9 +62,7 @@ def test_a_resumed_run_equals_one_that_did_not_stop(
 
 
 @pytest.mark.parametrize("method", EVERY_METHOD)
-def test_a_checkpoint_written_before_the_first_step_starts_the_same_run(
-    method: Method, tmp_path: Path
-) -> None:
+def test_a_checkpoint_written_before_the_first_step_starts_the_same_run(method: Method, tmp_path: Path) -> None:
     first = trainer(method, max_duration="1ep")
     path = first.save_checkpoint(str(tmp_path / "start.pt"))
     first.fit()

@@ -59,7 +59,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
         prog="python -m benchmarks", description="What sharpness-aware training costs, and what it buys.",
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    commands = parser.add_subparsers(dest="command", required=True, metavar="cost|phases|pareto|report")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="cost|phases|pareto|sweep|report")
     cost = commands.add_parser("cost", help="step time against the share of sharp steps, beside other packages")
     _add_recipe(cost)
     _add_timing(cost, workloads=("recipe", "mlp", "resnet18"))
@@ -75,6 +75,12 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     pareto.add_argument("--seeds", type=_positive, help="how many (default: 5; quick: 3)")
     pareto.add_argument("--methods", nargs="+", help="which (default: all)")
     _add_common(pareto)
+    sweep = commands.add_parser("sweep", help="accuracy against one option of a recipe")
+    _add_recipe(sweep)
+    sweep.add_argument("--key", required=True, help="which option, e.g. algorithms.looksam.alpha")
+    sweep.add_argument("--values", nargs="+", required=True, help="its values")
+    sweep.add_argument("--seeds", type=_positive, help="how many (default: 5; quick: 3)")
+    _add_common(sweep)
     report = commands.add_parser("report", help="one self-contained HTML page from result files")
     report.add_argument("results", nargs="+", type=Path, help="JSON files of cost, phases and pareto")
     report.add_argument("--output", type=Path, default=Path("report.html"), help="default: report.html")

@@ -29,7 +29,7 @@ _STYLE: Any = {
 def figures(result: Result) -> dict[str, Figure]:
     """The plots of a result, by a name for their files."""
     with matplotlib.rc_context(_STYLE):
-        return dict({"cost": _cost, "phases": _phases, "pareto": _pareto}[result.kind](result.summary))
+        return dict({"cost": _cost, "phases": _phases, "pareto": _pareto, "sweep": _sweep}[result.kind](result.summary))
 
 
 def render(figure: Figure, kind: str) -> bytes:
@@ -115,6 +115,16 @@ def _phases(summary: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
         axes.set(xlabel="ms", title=table["title"])
         axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         yield key.replace("/", "-"), figure
+
+
+def _sweep(summary: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    accuracies = [row["accuracy"] for row in summary["rows"].values()]
+    halves = [100 * (half or 0.0) for _, half in accuracies]
+    axes.errorbar(list(summary["rows"]), [100 * mean for mean, _ in accuracies], yerr=halves, fmt="o-", capsize=3)
+    axes.set(xlabel=summary["key"], ylabel="clean test accuracy, %")
+    yield "sweep", figure
 
 
 def _pareto(summary: dict[str, Any]) -> Iterator[tuple[str, Figure]]:

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks import environment
 
 SCHEMA = 1
-KINDS = ("cost", "phases", "pareto")
+KINDS = ("cost", "phases", "pareto", "sweep")
 
 
 class BenchmarkError(ValueError):

@@ -107,12 +107,8 @@ class Options:
 
     def __repr__(self) -> str:
         """The call that makes an equal object."""
-        shown = sorted(
-            (field for field in dataclasses.fields(self) if field.init and self._is_shown(field)),  # pyright: ignore[reportArgumentType]
-            key=lambda field: field.kw_only,
-        )
+        fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        shown = [f for f in fields if f.init and not f.kw_only]
+        shown += [f for f in fields if f.init and f.kw_only and getattr(self, f.name) != f.default]
         arguments = ", ".join(f"{field.name}={_source(getattr(self, field.name))}" for field in shown)
         return f"{type(self).__name__}({arguments})"
-
-    def _is_shown(self, field: dataclasses.Field[Any]) -> bool:
-        return not field.kw_only or getattr(self, field.name) != field.default

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from typing import Any
 
 from composer.core import State
 from composer.utils.parallelism import FSDP2Config, FSDPConfig
@@ -67,5 +68,6 @@ def load_without(buffers: Collection[str], state: State) -> None:
             return _Planner(buffers)
 
     Config.__name__, Config.__qualname__ = type(config).__name__, type(config).__qualname__
-    state.fsdp_config = copy.copy(config)
-    state.fsdp_config.__class__ = Config
+    lenient: Any = copy.copy(config)
+    lenient.__class__ = Config
+    state.fsdp_config = lenient

@@ -8,6 +8,7 @@ are those of the whole vector: a shard's own norm would be a silent error.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -124,7 +125,7 @@ class HostValue:
 
     def __init__(self, scalar: Tensor) -> None:
         self._scalar = scalar
-        self._arrived: torch.cuda.Event | None = None
+        self._arrived: Any = None
         if scalar.is_cuda:
             self._scalar = torch.empty_like(scalar, device="cpu", pin_memory=True).copy_(scalar, non_blocking=True)
             self._arrived = torch.cuda.Event()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["WrappedOptimizer"]
 
@@ -24,10 +27,10 @@ class WrappedOptimizer(Optimizer):
         ValueError: If it is wrapped already, or calls its closure itself, as LBFGS does.
     """
 
-    def __new__(cls, base_optimizer: Optimizer, *args: Any, **kwargs: Any) -> WrappedOptimizer:
+    def __new__(cls, base_optimizer: Optimizer, *args: Any, **kwargs: Any) -> Self:
         """Make an instance of a subclass that carries the base optimizer's name."""
         base = type(base_optimizer)
-        named = type(base.__name__, (cls,), {"__qualname__": base.__qualname__, "__doc__": cls.__doc__})
+        named: Any = type(base.__name__, (cls,), {"__qualname__": base.__qualname__, "__doc__": cls.__doc__})
         return object.__new__(named)
 
     def __init__(self, base_optimizer: Optimizer) -> None:
@@ -56,7 +59,7 @@ class WrappedOptimizer(Optimizer):
         return self.base_optimizer.param_groups
 
     @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.base_optimizer.param_groups = groups
 
     @property
@@ -65,7 +68,7 @@ class WrappedOptimizer(Optimizer):
         return self.base_optimizer.state
 
     @state.setter
-    def state(self, state: Any) -> None:
+    def state(self, state: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.base_optimizer.state = state
 
     @property

@@ -170,9 +170,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         return math.isfinite(float(tensors.norm([tensors.local(p.grad) for p in params], params)))
 
-    def _remember(
-        self, step: Step, decision: Decision, buffers: dict[str, list[Tensor]], stepped: list[bool]
-    ) -> None:
+    def _remember(self, step: Step, decision: Decision, buffers: dict[str, list[Tensor]], stepped: list[bool]) -> None:
         """Keep what the parts will need, now that the step has succeeded."""
         # After the base step, and for the parameters that took part in it: an optimizer that finds foreign state on
         # a parameter would not create its own.

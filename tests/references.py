@@ -73,9 +73,7 @@ def ae_threshold(x: float, memory: list[float], c: float, delta: float) -> float
     return memory[0] + c * math.sqrt(memory[1])
 
 
-def ae_policy(
-    delta: float, lambda_1: float, lambda_2: float, total: int, record: list[bool]
-) -> Callable[..., bool]:
+def ae_policy(delta: float, lambda_1: float, lambda_2: float, total: int, record: list[bool]) -> Callable[..., bool]:
     """AE-SAM's decisions, which it also writes down in ``record``."""
     memory = [0.0, math.exp(-10)]
 
@@ -114,9 +112,7 @@ def looksam(rho: float, k: int, alpha: float) -> Rule:
     return reuse(lambda t, g: t % k == 0, rho, alpha)
 
 
-def sgd(
-    lr: float, momentum: float = 0, weight_decay: float = 0, nesterov: bool = False
-) -> Callable[..., Vector]:
+def sgd(lr: float, momentum: float = 0, weight_decay: float = 0, nesterov: bool = False) -> Callable[..., Vector]:
     velocity: Vector = []
 
     def update(w: Vector, g: Vector) -> Vector:

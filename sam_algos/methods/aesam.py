@@ -56,9 +56,7 @@ class GradientNorm(Policy):
         variance = self.delta * memory["variance"] + (1 - self.delta) * (x - mean) ** 2
         done = step.progress or 0.0
         threshold = mean + (done * self.lambda_1 + (1 - done) * self.lambda_2) * math.sqrt(variance)
-        return Decision(
-            x >= threshold, {"mean": mean, "variance": variance}, {"statistic": x, "threshold": threshold}
-        )
+        return Decision(x >= threshold, {"mean": mean, "variance": variance}, {"statistic": x, "threshold": threshold})
 
 
 @dataclass(frozen=True, repr=False)

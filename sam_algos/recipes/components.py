@@ -86,9 +86,7 @@ def loggers() -> dict[str, Callable[..., LoggerDestination]]:
     return {name: found[name] for name in found if found[name] not in (Logger, LoggerDestination)}
 
 
-def build_collection(
-    key: str, table: Mapping[str, Callable[..., Any]], entries: Mapping[str, Any]
-) -> list[Any]:
+def build_collection(key: str, table: Mapping[str, Callable[..., Any]], entries: Mapping[str, Any]) -> list[Any]:
     """Build what `algorithms`, `callbacks` or `loggers` lists.
 
     Args:
@@ -132,9 +130,7 @@ def build_algorithms(entries: Mapping[str, Any]) -> list[Algorithm]:
     return built
 
 
-def build_optimizer(
-    section: Mapping[str, Any], params: Iterable[torch.nn.Parameter]
-) -> torch.optim.Optimizer:
+def build_optimizer(section: Mapping[str, Any], params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """Build the optimizer of a recipe.
 
     Args:

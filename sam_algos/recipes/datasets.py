@@ -120,9 +120,7 @@ def svhn(*, train: bool, path: str, augmentation: str = "basic", extra: bool = F
 
 
 @_dataset
-def fashion_mnist(
-    *, train: bool, path: str, augmentation: str = "basic", rgb: bool = False
-) -> LabelledImages:
+def fashion_mnist(*, train: bool, path: str, augmentation: str = "basic", rgb: bool = False) -> LabelledImages:
     """Fashion-MNIST from ``path/FashionMNIST/raw``; `rgb` repeats the one channel for networks of three."""
     first = [tf.Grayscale(3)] if rgb else []
     transform = _small_images(train, augmentation, (0.2860,), (0.3530,), size=28, first=first)

@@ -15,9 +15,7 @@ from sam_algos.recipes import RecipeError
 from sam_algos.recipes import components as c
 
 CARDS = sorted(Path(composer.algorithms.__file__).parent.glob("*/metadata.json"))
-COMPOSERS = {
-    name: facts["class_name"] for card in CARDS for name, facts in json.loads(card.read_text()).items()
-}
+COMPOSERS = {name: facts["class_name"] for card in CARDS for name, facts in json.loads(card.read_text()).items()}
 NEEDED: dict[str, dict[str, Any]] = {
     "alibi": {"max_sequence_length": 8},
     "gradient_clipping": {"clipping_type": "norm", "clipping_threshold": 1.0},

@@ -71,9 +71,7 @@ def _write_imagefolder(root: Path, patch: Patch) -> None:
 
 WRITERS: dict[str, Callable[[Path, Patch], None]] = {
     "cifar10": lambda root, patch: _write_cifar(root, patch, tv.CIFAR10, "labels", "label_names", 10),
-    "cifar100": lambda root, patch: _write_cifar(
-        root, patch, tv.CIFAR100, "fine_labels", "fine_label_names", 100
-    ),
+    "cifar100": lambda root, patch: _write_cifar(root, patch, tv.CIFAR100, "fine_labels", "fine_label_names", 100),
     "svhn": _write_svhn,
     "fashion_mnist": _write_fashion_mnist,
     "imagefolder": _write_imagefolder,
@@ -187,9 +185,7 @@ def test_cutout_zeroes_a_square(tmp_path: Path, monkeypatch: Patch) -> None:
         ({"name": "digits", "train": False}, True, "data: unknown argument 'train'"),
     ],
 )
-def test_wrong_dataset(
-    section: dict[str, Any], train: bool, message: str, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_wrong_dataset(section: dict[str, Any], train: bool, message: str, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match=re.escape(message)) as caught:
         build_dataset("data", section, train=train)

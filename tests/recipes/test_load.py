@@ -96,9 +96,7 @@ def test_null_removes_from_the_base(write: Write, delta: str, left: dict[str, ob
 
 def test_overrides_replace_a_method(write: Write) -> None:
     path = write(TINY + "algorithms: {sam: {rho: 1.0}}\n")
-    assert load_recipe(path, ["algorithms.sam=null", "algorithms.asam.rho=2"]).algorithms == {
-        "asam": {"rho": 2}
-    }
+    assert load_recipe(path, ["algorithms.sam=null", "algorithms.asam.rho=2"]).algorithms == {"asam": {"rho": 2}}
 
 
 def test_dump_reads_back_as_the_same(write: Write) -> None:

@@ -31,9 +31,7 @@ BUILT: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
 
 
 @pytest.mark.parametrize(("name", "options", "shape"), BUILT)
-def test_model_builds_and_trains_on_a_batch(
-    name: str, options: dict[str, Any], shape: tuple[int, ...]
-) -> None:
+def test_model_builds_and_trains_on_a_batch(name: str, options: dict[str, Any], shape: tuple[int, ...]) -> None:
     if name in ("resnet20", "wrn28_10", "pyramidnet110_a270"):
         pytest.importorskip("pytorchcv")
     model = build_model({"name": name, **options}, torch.randn(shape), num_classes=7)

@@ -29,9 +29,7 @@ class Thing:
 
 
 def test_construct_passes_arguments_on() -> None:
-    thing = construct(
-        "things.a", Thing, {"name": "thing", "rate": 1, "pair": [1, 2], "colour": "red", "many": ["x"]}
-    )
+    thing = construct("things.a", Thing, {"name": "thing", "rate": 1, "pair": [1, 2], "colour": "red", "many": ["x"]})
     assert thing.given == (1, 1, None, False, [1, 2], Colour.RED, ["x"], None, 0)
 
 

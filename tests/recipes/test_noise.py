@@ -12,9 +12,7 @@ def clean(n: int, classes: int) -> LabelledImages:
     return labelled([(torch.tensor(float(i)),) for i in range(n)], [i % classes for i in range(n)], classes)
 
 
-@given(
-    n=st.integers(1, 200), classes=st.integers(2, 12), fraction=st.floats(0, 0.99), seed=st.integers(0, 2**31)
-)
+@given(n=st.integers(1, 200), classes=st.integers(2, 12), fraction=st.floats(0, 0.99), seed=st.integers(0, 2**31))
 def test_exactly_the_fraction_is_wrong(n: int, classes: int, fraction: float, seed: int) -> None:
     before = clean(n, classes)
     after = flip_labels(before, fraction, seed)

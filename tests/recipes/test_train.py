@@ -188,9 +188,7 @@ def test_traceback_is_there_for_those_who_ask(write: Write) -> None:
         train.main(["--traceback", str(write()), "algorithms.aesam.rho=0"])
 
 
-@pytest.mark.parametrize(
-    ("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(130), 130), (SystemExit(143), 143)]
-)
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(130), 130), (SystemExit(143), 143)])
 def test_interrupt_says_where_the_files_are(
     write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch, stop: BaseException, code: int
 ) -> None:

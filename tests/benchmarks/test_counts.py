@@ -1,0 +1,49 @@
+"""What a step costs, in counts that do not depend on the machine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.traffic import Traffic, count
+from sam_algos import AESAM, SAM, Method
+
+
+class NoStep(torch.optim.SGD):
+    """Leaves nothing to count but the method."""
+
+    def step(self, closure: None = None) -> None:
+        pass
+
+
+def optimizer_side(method: Method, tensors: int, elements: int) -> Traffic:
+    """A step whose passes only put gradients in place."""
+    model = nn.Module()
+    model.weights = nn.ParameterList(nn.Parameter(torch.ones(elements)) for _ in range(tensors))
+    gradients = [[torch.ones(elements) for _ in range(tensors)] for _ in range(4)]
+    optimizer = method.wrap(NoStep(model.parameters(), lr=0.1), model=model, total_steps=10)
+
+    def closure() -> float:
+        for p, g in zip(model.weights, gradients.pop(), strict=True):
+            p.grad = g
+        return 1.0
+
+    optimizer.step(closure)
+    return count(lambda: optimizer.step(closure))
+
+
+@pytest.mark.parametrize(("elements", "bound"), [(100_000, 16.2), (64, 24.5)], ids=["in one pass", "together"])
+def test_bytes_that_a_sam_step_moves_per_parameter(elements: int, bound: float) -> None:
+    """Read for the norm, read and read and write for the displacement; the small ones are read from cache twice."""
+    assert optimizer_side(SAM(), 20, elements).bytes / (20 * elements) <= bound
+
+
+def test_operations_on_small_tensors_do_not_depend_on_their_number() -> None:
+    few, many = (optimizer_side(SAM(), tensors, 64).operations for tensors in (10, 200))
+    assert few == many
+
+
+def test_a_flat_adaptive_step_reads_the_gradient_once_and_no_more() -> None:
+    never = AESAM(lambda_1=100.0, lambda_2=100.0)
+    assert optimizer_side(never, 20, 100_000).bytes / (20 * 100_000) <= 4.1

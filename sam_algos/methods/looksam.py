@@ -87,7 +87,7 @@ class LookSAM(Method):
         k (int): Steps from one sharp step to the next. Default: ``5`` (the paper).
         alpha (float): Length of the reused direction in units of ``‖g‖``. Default: ``0.3``, the best of
             0.05, 0.1, 0.2, 0.3, 0.5, 0.7 and 1.0 in a sweep on the digits with 40 % label noise, for LookSAM and
-            AE-LookSAM alike (``benchmarks/results/alpha.md``); at 1.0 training failed. The paper's 0.7 is for
+            AE-LookSAM alike (``benchmarks/results/alpha-looksam.md``); at 1.0 training failed. The paper's 0.7 is for
             large-batch vision transformers.
         synchronize (bool): See `Method`; LookSAM always needs it. Default: ``False``.
         nonfinite (str): See `Method`. Default: ``'pass'``.

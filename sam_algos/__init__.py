@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sam_algos.methods.sam import SAM, Interval, PNorm, SharpGradient
     from sam_algos.methods.sssam import SSSAM, Bernoulli
     from sam_algos.optimizer import SharpnessAwareOptimizer
+    from sam_algos.parts import Ascent, Decision, Descent, Parts, Perturbation, Policy, Step
 
 __version__ = "0.1.0"
 
@@ -26,16 +27,23 @@ __all__ = [
     "SSSAM",
     "AELookSAM",
     "Adaptive",
+    "Ascent",
     "Bernoulli",
+    "Decision",
+    "Descent",
     "GradientNorm",
     "Interval",
     "LookSAM",
     "Method",
     "PNorm",
+    "Parts",
+    "Perturbation",
+    "Policy",
     "Reuse",
     "SharpGradient",
     "SharpnessAware",
     "SharpnessAwareOptimizer",
+    "Step",
 ]
 
 _HOMES = {
@@ -48,6 +56,7 @@ _HOMES = {
     "sam_algos.methods.sam": ("SAM", "Interval", "PNorm", "SharpGradient"),
     "sam_algos.methods.sssam": ("SSSAM", "Bernoulli"),
     "sam_algos.optimizer": ("SharpnessAwareOptimizer",),
+    "sam_algos.parts": ("Ascent", "Decision", "Descent", "Parts", "Perturbation", "Policy", "Step"),
 }
 
 

@@ -61,8 +61,10 @@ class Method(Options, Algorithm, ABC):
 
         Args:
             optimizer (torch.optim.Optimizer): The base optimizer.
-            model (torch.nn.Module): The model that the closure runs, wrapped for data parallelism or not.
-            total_steps (int, optional): Steps of the whole training; methods with a schedule need it.
+            model (torch.nn.Module): The very object that the closure calls: with data parallelism the
+                ``DistributedDataParallel``, not its ``module``.
+            total_steps (int, optional): Steps of the whole training, not counting those that are skipped; methods
+                with a schedule need it.
 
         Returns:
             The wrapped optimizer.
@@ -72,6 +74,10 @@ class Method(Options, Algorithm, ABC):
         """
         parts = self.parts()
         name = type(self).__name__
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(f"{name}.wrap(optimizer={optimizer!r}): optimizer must be a torch.optim.Optimizer.")
+        if not isinstance(model, torch.nn.Module):
+            raise ValueError(f"{name}.wrap(model={model!r}): model must be a torch.nn.Module.")
         if total_steps is None and parts.policy.reads_progress:
             raise ValueError(f"{name}.wrap(total_steps=None): this method's schedule needs an integer >= 1.")
         if not (total_steps is None or (type(total_steps) is int and total_steps >= 1)):

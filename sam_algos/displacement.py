@@ -60,18 +60,15 @@ class Displacement:
                 else:
                     p.data = original
 
+        own = [i for i, layout in enumerate(layouts) if layout is not None]
+        rest = [i for i, layout in enumerate(layouts) if layout is None]
         reuse = [
             free and layout is not None and _layout(d) == layout and not d.requires_grad
             for layout, free, d in zip(layouts, disposable, directions, strict=True)
         ]
         try:
-            moved = _displaced(weights, directions, scales, reuse)
-            for p, w, layout, displaced in zip(params, weights, layouts, moved, strict=True):
-                if layout is None:
-                    w.copy_(displaced)
-                else:
-                    p.data = displaced
-            del moved
+            _repoint(params, _displaced(own, weights, directions, scales, reuse))
+            _displace_in_place(rest, weights, directions, scales)
             yield
         finally:
             try:
@@ -93,24 +90,47 @@ class Displacement:
         return self._layouts
 
 
+def _repoint(params: Sequence[Tensor], moved: dict[int, Tensor]) -> None:
+    for i, displaced in moved.items():
+        params[i].data = displaced
+
+
+def _displace_in_place(
+    members: Sequence[int], weights: Sequence[Tensor], directions: Sequence[Tensor], scales: Sequence[Tensor]
+) -> None:
+    """``w += scale · direction``, one member after the other, so that parameters which share memory add up."""
+    for scale, _, group in _by_scale_and_device(members, scales, weights):
+        scaled = torch._foreach_mul([directions[i] for i in group], scale)
+        torch._foreach_add_([weights[i] for i in group], scaled)
+
+
 def _displaced(
-    weights: Sequence[Tensor], directions: Sequence[Tensor], scales: Sequence[Tensor], reuse: Sequence[bool]
-) -> list[Tensor]:
-    """``w + scale · direction`` of each, into the direction's own buffer where ``reuse`` says so."""
-    moved = list(directions)
-    for scale, device, members in _by_scale_and_device(scales, weights):
-        large = [i for i in members if device.type == "cpu" and weights[i].numel() > SMALL]
+    members: Sequence[int],
+    weights: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    reuse: Sequence[bool],
+) -> dict[int, Tensor]:
+    """``w + scale · direction`` of each member, into the direction's own buffer where ``reuse`` says so."""
+    moved = {i: directions[i] for i in members}
+    for scale, device, group in _by_scale_and_device(members, scales, weights):
+        large = [i for i in group if device.type == "cpu" and weights[i].numel() > SMALL and _is_wide(weights[i])]
         alpha = float(scale) if large else 0.0
         for i in large:  # one pass over memory
             moved[i] = torch.add(weights[i], directions[i], alpha=alpha, out=directions[i] if reuse[i] else None)
-        rest = [i for i in members if weights[i].numel() <= SMALL] if device.type == "cpu" else members
-        if rest:  # a few calls however many tensors, and the scale stays on its device
-            _displace_together(moved, weights, scale.to(device), rest, reuse)
+        if rest := [i for i in group if i not in set(large)] if large else group:
+            # A few calls however many tensors, and the scale stays on its device.
+            _displace_together(moved, weights, scale, rest, reuse)
     return moved
 
 
+def _is_wide(w: Tensor) -> bool:
+    """Whether any scale is a number of the tensor's type; in float16 that of a vanishing gradient is not."""
+    return w.dtype not in (torch.float16, torch.bfloat16)
+
+
 def _displace_together(
-    moved: list[Tensor], weights: Sequence[Tensor], scale: Tensor, members: Sequence[int], reuse: Sequence[bool]
+    moved: dict[int, Tensor], weights: Sequence[Tensor], scale: Tensor, members: Sequence[int], reuse: Sequence[bool]
 ) -> None:
     fresh = [i for i in members if not reuse[i]]
     if fresh:
@@ -124,13 +144,14 @@ def _displace_together(
 
 
 def _by_scale_and_device(
-    scales: Sequence[Tensor], tensors: Sequence[Tensor]
+    members: Sequence[int], scales: Sequence[Tensor], tensors: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, torch.device, list[int]]]:
+    """The members that share a scale and a device, with that scale on that device."""
     groups: dict[tuple[int, torch.device], list[int]] = {}
-    for i, (scale, tensor) in enumerate(zip(scales, tensors, strict=True)):
-        groups.setdefault((id(scale), tensor.device), []).append(i)
-    for (_, device), members in groups.items():
-        yield scales[members[0]], device, members
+    for i in members:
+        groups.setdefault((id(scales[i]), tensors[i].device), []).append(i)
+    for (_, device), group in groups.items():
+        yield scales[group[0]].to(device), device, group
 
 
 def _layout(tensor: Tensor) -> _Layout:

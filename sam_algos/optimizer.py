@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -48,9 +48,10 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
 
     Attributes:
         base_optimizer (torch.optim.Optimizer): The wrapped optimizer.
-        metrics (dict): The figures of the last step: ``sam/applied`` (1 if it was sharpness-aware),
-            ``sam/fraction`` (of all steps so far), ``sam/grad_norm``, ``sam/nonfinite`` (how many gradients were
-            not finite so far), and those of the policy.
+        metrics (dict): The figures of the last step: ``sam/applied`` (1 if the second pass ran),
+            ``sam/fraction`` (of the steps taken so far), ``sam/grad_norm`` (of the plain gradient, before any
+            clipping), ``sam/nonfinite`` (how many steps so far had a gradient that is not finite: the plain one with
+            ``'pass'``, the final one with ``'skip'``), and those of the policy.
 
     Raises:
         ValueError: If the base optimizer is already sharpness-aware or calls its closure itself, as LBFGS does, or
@@ -70,7 +71,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
     ) -> None:
         super().__init__(base_optimizer)
         for group in base_optimizer.param_groups:
-            _check_radius(group)
+            self._check_radius(group)
         self._parts = parts
         self._passes = passes
         self._synchronize = synchronize
@@ -99,32 +100,26 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         if closure is None:
             return self._base_step_alone()
         closure = torch.enable_grad()(closure)
-        descent = self._parts.descent
         step = Step(self._memory["step"], self._passes.progress(self._memory["step"]))
         loss, decision = self._first_pass(step, closure)
-        if loss is None or decision is None:
-            self._report(step, sharp=False)
-            return None
-        remembered: dict[str, list[Tensor]] = {}
-        if decision.sharp:
-            if self._second_pass(step, closure) is None:
-                self._report(step, sharp=True)
-                return None
-            remembered = descent.after_sharp(step, [_gradient(p) for p in step.params])
-        else:
-            descent.after_flat(step)
-        if self._nonfinite == "skip" and not self._is_finite():
-            self._memory["nonfinite"] += 1
-        else:
+        if decision.sharp and self._second_pass(step, closure) is None:
+            loss = None
+        overflow = loss is None
+        remembered = {} if overflow else self._descend(step, decision.sharp)
+        nonfinite = not overflow and self._nonfinite == "skip" and not self._is_finite()
+        with torch.enable_grad():
             self._passes.finish()
+        if nonfinite:
+            self._memory["nonfinite"] += 1
+        elif not overflow:
             stepped = [p.grad is not None for p in step.params]
             self.base_optimizer.step()
             self._remember(step, decision, remembered, stepped)
-        self._report(step, decision.sharp, decision.log)
+        self._report(step, decision)
         return loss
 
-    def _first_pass(self, step: Step, closure: Callable[..., Any]) -> tuple[Any, Decision | None]:
-        """Run the pass at the clean weights, and decide whether the step is sharp."""
+    def _first_pass(self, step: Step, closure: Callable[..., Any]) -> tuple[Any, Decision]:
+        """Run the pass at the clean weights, and decide whether the step is sharp; after an overflow it is not."""
         policy, _, descent = self._parts
         decision = None if policy.reads_gradient else policy.decide(self._memory["policy"], step)
         may_be_sharp = decision is None or decision.sharp
@@ -135,9 +130,11 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             devices={p.device for group in self.param_groups for p in group["params"]},
         )
         if loss is None:
-            return None, None
+            return None, Decision(False, {})
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        _own_gradients(params)
         step.observe(params, self._passes.model(), self.state)
+        _ = step.grad_norm  # now: descent, gradient clipping and the perturbation overwrite the gradients
         if decision is None:
             decision = policy.decide(self._memory["policy"], step)
         return loss, decision if step.params else decision._replace(sharp=False)  # no gradient to climb by
@@ -145,7 +142,6 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
     def _second_pass(self, step: Step, closure: Callable[..., Any]) -> Any:
         """Run the pass at the perturbed weights; it leaves ``g_s`` on the parameters, and the weights as they were."""
         _, perturbation, descent = self._parts
-        _ = step.grad_norm  # for the log, before its gradients are overwritten
         step.spare_grads = not descent.reads_plain
         directions, scale = perturbation.ascend(step)
         disposable = [step.spare_grads or d is not g for d, g in zip(directions, step.grads, strict=True)]
@@ -158,10 +154,19 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             del directions
             return self._passes.second(closure)
 
+    def _descend(self, step: Step, sharp: bool) -> dict[str, list[Tensor]]:
+        """Leave on the parameters the gradient for the base optimizer; returns what to remember of it."""
+        descent = self._parts.descent
+        if sharp:
+            return descent.after_sharp(step, [_gradient(p) for p in step.params])
+        descent.after_flat(step)
+        return {}
+
     def _scales(self, params: list[Tensor], scale: Tensor) -> list[Tensor]:
         """``ρ · scale`` for each parameter, with its group's own radius where it has one."""
         default = self._parts.perturbation.rho
-        own = {id(p): group["rho"] for group in self.param_groups if "rho" in group for p in group["params"]}
+        groups = [] if "rho" in self.defaults else self.param_groups  # Adadelta's rho is its own
+        own = {id(p): group["rho"] for group in groups if "rho" in group for p in group["params"]}
         scaled = {rho: scale * rho for rho in {default, *own.values()}}
         return [scaled[own.get(id(p), default)] for p in params]
 
@@ -182,16 +187,16 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         self._memory["step"] += 1
         self._memory["sharp"] += int(decision.sharp)
 
-    def _report(self, step: Step, sharp: bool, log: dict[str, float] | None = None) -> None:
+    def _report(self, step: Step, decision: Decision) -> None:
         grad_norm = step.grad_norm_value if step.params else math.nan
         if self._nonfinite == "pass" and step.params and not math.isfinite(grad_norm):
             self._memory["nonfinite"] += 1
         self.metrics = {
-            "sam/applied": float(sharp),
+            "sam/applied": float(decision.sharp),
             "sam/fraction": self._memory["sharp"] / max(1, self._memory["step"]),
             "sam/grad_norm": grad_norm,
             "sam/nonfinite": float(self._memory["nonfinite"]),
-            **{f"sam/{name}": value for name, value in (log or {}).items()},
+            **{f"sam/{name}": value for name, value in decision.log.items()},
         }
         self._passes.log(self.metrics)
 
@@ -210,7 +215,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         return copy.deepcopy(self._memory)
 
     def load_method_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `method_state_dict` returned; what another method wrote is passed over."""
+        """Restore what `method_state_dict` returned; it is passed over if its policy remembered other things."""
         fresh = {"step": 0, "sharp": 0, "nonfinite": 0, "policy": self._parts.policy.initial()}
         policy = state.get("policy")
         if isinstance(policy, dict) and policy.keys() == fresh["policy"].keys():
@@ -218,18 +223,31 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; an entry ``rho`` is the group's own radius."""
-        _check_radius(param_group)
+        self._check_radius(param_group)
         self.base_optimizer.add_param_group(param_group)
+
+    def _check_radius(self, group: dict[str, Any]) -> None:
+        rho = group.get("rho", 0.0)
+        valid = isinstance(rho, (int, float)) and not isinstance(rho, bool) and 0 <= rho < math.inf
+        if not valid and "rho" not in self.defaults:
+            raise ValueError(f"Parameter group with rho={rho!r}: rho must be a finite number >= 0.")
 
     def __repr__(self) -> str:
         """The parts around the base optimizer."""
         return f"{self._parts!r} around {self.base_optimizer!r}"
 
 
-def _check_radius(group: dict[str, Any]) -> None:
-    rho = group.get("rho", 0.0)
-    if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho < math.inf:
-        raise ValueError(f"Parameter group with rho={rho!r}: rho must be a finite number >= 0.")
+def _own_gradients(params: Sequence[Tensor]) -> None:
+    """Give a gradient memory of its own where autograd let two parameters share one, or conjugated it lazily."""
+    seen: set[int] = set()
+    for p in params:
+        g = p.grad
+        if g is None or g.layout is not torch.strided:
+            continue
+        pointer = tensors.local(g).data_ptr()
+        if (pointer in seen and pointer != 0) or g.is_conj():
+            p.grad = g.resolve_conj().clone()
+        seen.add(pointer)
 
 
 def _gradient(param: Tensor) -> Tensor | None:

@@ -11,7 +11,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -75,11 +75,17 @@ class _Registrations:
 _REGISTRATIONS = _Registrations()
 
 
+def _tracks_on_request(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether the module is a BatchNorm with PyTorch's own forward, which heeds ``track_running_stats``."""
+    return isinstance(module, _BatchNorm) and type(module).forward.__module__.startswith("torch.nn.modules.")
+
+
 class Replay:
     """Records what the first pass starts from, and runs the second from there.
 
     BatchNorm is told not to track in the second pass, which costs nothing. Any other buffer that the first pass
     changed is put back to what that pass made of it; so is any tensor of the batch that was transformed in place.
+    (A change through ``buffer.data`` cannot be seen, and counts twice.)
     Integers in which modules count their calls go back and forth with the random streams: with them they decide
     what is drawn (Composer's GyroDropout redraws its masks every so many calls).
     """
@@ -117,8 +123,8 @@ class Replay:
         """Find what a pass may change; done anew only when some module or buffer has been registered."""
         modules = list(model.modules())
         self._walked = (model, _REGISTRATIONS.count)
-        self._norms = [m for m in modules if isinstance(m, _BatchNorm)]
-        self._buffer_owners = [m._buffers for m in modules if m._buffers and not isinstance(m, _BatchNorm)]
+        self._norms = [m for m in modules if _tracks_on_request(m)]
+        self._buffer_owners = [m._buffers for m in modules if m._buffers and not _tracks_on_request(m)]
         self._counters = [
             (vars(m), name)
             for m in modules

@@ -80,7 +80,8 @@ def norm(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
 def largest(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     """``max |values|`` over all tensors as one vector; a scalar tensor."""
     peaks = [v.abs().max() if v.numel() else v.new_zeros((), dtype=v.dtype.to_real()) for v in values]
-    return _sum_over_shards(torch.stack(_together(peaks)), like, dist.ReduceOp.MAX).max()
+    each = torch.stack(_together(peaks))
+    return _sum_over_shards(each.to(torch.promote_types(each.dtype, torch.float32)), like, dist.ReduceOp.MAX).max()
 
 
 def dot(a: Sequence[Tensor], b: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:

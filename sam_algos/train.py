@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (Sequence[str], optional): Arguments. Default: those of the process.
 
     Returns:
-        int: 0 when trained, 2 when the recipe or an argument is wrong, 130 when interrupted and 143 when
-        terminated.
+        int: 0 when trained, 1 when training failed, 2 when the recipe or an argument is wrong, 130 when interrupted
+        and 143 when terminated.
     """
     args = _arguments(argv)
     if args.list:
@@ -49,15 +49,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = _prepare(args)
         run.trainer.fit()
         run.trainer.close()
-    except RecipeError as error:
-        if args.traceback:
-            raise
-        return _refuse(str(error))
     except (KeyboardInterrupt, SystemExit) as stop:
         code = getattr(stop, "code", 130)
         if code not in _SIGNALLED:
             raise
         return _interrupted(run, code)
+    except RecipeError as error:
+        if args.traceback:
+            raise
+        return _refuse(str(error))
+    except Exception as error:  # whatever stopped the training: one line, and where to look
+        if args.traceback:
+            raise
+        return _failed(run, error)
     if _rank() == 0:
         print(_table(run, time.perf_counter() - start))
     return 0
@@ -100,6 +104,13 @@ def _refuse(message: str) -> int:
     else:
         time.sleep(3)  # the launcher ends all processes when one ends: let the one that speaks be first
     return 2
+
+
+def _failed(run: Run | None, error: Exception) -> int:
+    lines = str(error).splitlines() or [""]
+    files = f"; log: {run.log}" if run else ""
+    print(f"error: {type(error).__name__}: {lines[0]} (--traceback shows where{files})", file=sys.stderr, flush=True)
+    return 1
 
 
 def _interrupted(run: Run | None, code: int) -> int:

@@ -49,11 +49,11 @@ class GradientNorm(Policy):
 
     def decide(self, memory: Memory, step: Step) -> Decision:
         """``x ≥ μ + c σ``, with ``μ`` and ``σ`` updated by ``x`` before the test."""
-        x = step.grad_norm_value**2
-        if not math.isfinite(x):
-            return Decision(False, memory)
+        x = step.grad_norm_value * step.grad_norm_value
         mean = self.delta * memory["mean"] + (1 - self.delta) * x
-        variance = self.delta * memory["variance"] + (1 - self.delta) * (x - mean) ** 2
+        variance = self.delta * memory["variance"] + (1 - self.delta) * (x - mean) * (x - mean)
+        if not math.isfinite(variance):
+            return Decision(False, memory)
         done = step.progress or 0.0
         threshold = mean + (done * self.lambda_1 + (1 - done) * self.lambda_2) * math.sqrt(variance)
         return Decision(x >= threshold, {"mean": mean, "variance": variance}, {"statistic": x, "threshold": threshold})
@@ -70,7 +70,7 @@ class AESAM(Method):
     moving averages of ``‖g‖²`` and its variance, ``c_t = (t/T) λ₁ + (1 - t/T) λ₂``: see `GradientNorm`.
 
     **Cost.** ``1 + f`` gradients per step, ``f`` the fraction of sharp steps (logged as ``sam/fraction``): about
-    0.5 where ``‖g‖²`` is normally distributed and less where its tail is heavy. No memory between steps but three
+    0.5 where ``‖g‖²`` is normally distributed and less where its tail is heavy. No memory between steps but two
     numbers; during a sharp step one copy of the parameters.
 
     **Use it** as the first choice: most of SAM's gain for a cost you set with ``lambda_1`` and ``lambda_2``.

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -200,11 +201,27 @@ def test_interrupt_says_where_the_files_are(
     assert capsys.readouterr().err == "interrupted; checkpoint: -, log: runs/short/metrics.jsonl\n"
 
 
-def test_other_exits_and_errors_of_training_pass(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    for error in (SystemExit(1), RuntimeError("diverged")):
-        monkeypatch.setattr(Trainer, "fit", lambda self, error=error: (_ for _ in ()).throw(error))
-        with pytest.raises(type(error)):
-            train.main([str(write()), f"run_name={type(error).__name__}"])
+def _fails(error: BaseException) -> Callable[[Trainer], None]:
+    def fit(self: Trainer) -> None:
+        raise error
+
+    return fit
+
+
+def test_other_exits_of_training_pass(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "fit", _fails(SystemExit(1)))
+    with pytest.raises(SystemExit):
+        train.main([str(write())])
+
+
+def test_training_that_fails_is_one_line(write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "fit", _fails(RuntimeError("diverged\nhere")))
+    assert train.main([str(write()), "run_name=short"]) == 1
+    assert capsys.readouterr().err == (
+        "error: RuntimeError: diverged (--traceback shows where; log: runs/short/metrics.jsonl)\n"
+    )
+    with pytest.raises(RuntimeError, match="diverged"):
+        train.main([str(write()), "run_name=long", "--traceback"])
 
 
 def test_interrupt_while_preparing(write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

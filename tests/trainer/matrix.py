@@ -9,7 +9,7 @@ import json
 import random
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sam_algos import AESAM, SAM, AELookSAM, Method
-from tests.trainer.matrix_cases import BATCH_SIZE, ENTRIES, STEPS, Images, network
+from tests.trainer.matrix_cases import BATCH_SIZE, ENTRIES, STEPS, Entry, Images, Texts, network, transformer
 from tests.trainer.training import AlgorithmOn, memory, same, trainer
 
 METHODS: dict[str, Method] = {
@@ -76,7 +76,8 @@ def _streams() -> Any:
 
 def _what_the_loss_is_computed_from(state: State) -> Any:
     masks = [m.dropout_mask.clone() for m in state.model.modules() if hasattr(m, "dropout_mask")]
-    return [value.clone() for value in state.batch], masks, _streams()
+    values = state.batch.values() if isinstance(state.batch, dict) else state.batch
+    return [value.clone() for value in values], masks, _streams()
 
 
 def _counted(algorithm: Algorithm, counts: Counter[Event]) -> Algorithm:
@@ -88,6 +89,12 @@ def _counted(algorithm: Algorithm, counts: Counter[Event]) -> Algorithm:
 
     algorithm.apply = counting
     return algorithm
+
+
+def _deciding_both_ways(method: Method, entry: Entry) -> Method:
+    """The gradients of a transformer grow in its first steps: only a high threshold tells them apart."""
+    adaptive = entry.text and isinstance(method, (AESAM, AELookSAM))
+    return replace(method, lambda_1=2.0, lambda_2=2.0) if adaptive else method
 
 
 @cache
@@ -107,8 +114,9 @@ def observe(name: str, method: str | None) -> Observed:
         if entry.quiet:
             warnings.filterwarnings("ignore", message=entry.quiet)
         algorithm = _counted(entry.make(), seen.applied)
-        methods = [METHODS[method]] if method else []
-        run = trainer(algorithm, *watch, *methods, model=network(), data=DataLoader(Images(), batch_size=BATCH_SIZE))
+        methods = [_deciding_both_ways(METHODS[method], entry)] if method else []
+        model, data = (transformer(), Texts()) if entry.text else (network(), Images())
+        run = trainer(algorithm, *watch, *methods, model=model, data=DataLoader(data, batch_size=BATCH_SIZE))
         run.fit()
         run.close()
     seen.frozen = [(before, p.detach().clone()) for p, before in seen.frozen]
@@ -137,8 +145,6 @@ def problems(name: str, method: str) -> list[str]:
 
 def cell(name: str, method: str) -> str:
     """The table's word for an algorithm and a method."""
-    if ENTRIES[name].not_run:
-        return "not run"
     try:
         broken = problems(name, method)
     except ValueError as error:
@@ -164,7 +170,7 @@ def table() -> str:
     ]
     for name, entry in sorted(ENTRIES.items()):
         cells = " | ".join(cell(name, method) for method in METHODS)
-        lines.append(f"| {name} | {cells} | {entry.not_run or entry.note} |")
+        lines.append(f"| {name} | {cells} | {entry.note} |")
     return "\n".join(lines) + "\n"
 
 

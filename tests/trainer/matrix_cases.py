@@ -10,9 +10,10 @@ import composer.algorithms as ca
 import numpy as np
 import torch
 from composer.core import Algorithm
-from composer.models import ComposerClassifier
+from composer.models import ComposerClassifier, ComposerModel, HuggingFaceModel
 from PIL import Image
 from torch import nn
+from torch.utils.data import Dataset
 from torchvision.datasets import VisionDataset
 from torchvision.models.resnet import Bottleneck
 from torchvision.transforms import ToTensor
@@ -27,13 +28,13 @@ class Entry:
     Args:
         make: Makes one, for the tiny network.
         note: What a user should know; for the table.
-        not_run: Why it cannot run here, if it cannot.
+        text: Whether it acts on a transformer of text instead of on a network of images.
         quiet: The warnings of Composer's own that belong to the algorithm.
     """
 
     make: Callable[[], Algorithm]
     note: str = ""
-    not_run: str = ""
+    text: bool = False
     quiet: str = ""
 
 
@@ -42,11 +43,13 @@ _BATCH = "Once per batch, before the passes."
 _SURGERY = "Surgery on the network, before training."
 _DRAWS = "In both passes, with the same draws."
 _AVERAGES = "Averages the clean weights."
-_NLP = "Needs the package transformers and a BERT or GPT-2 of it; acts outside the passes only."
+_TEXT_SURGERY = "Surgery on the network, before training; tried on BERT."
 _LOW_PRECISION = "Surgery on the network, before training; no effect in float32."
 
 ENTRIES: dict[str, Entry] = {
-    "alibi": Entry(lambda: ca.Alibi(max_sequence_length=8), not_run=_NLP),
+    "alibi": Entry(
+        lambda: ca.Alibi(max_sequence_length=8, train_sequence_length_scaling=1.0), _TEXT_SURGERY, text=True
+    ),
     "augmix": Entry(ca.AugMix, _IMAGES),
     "blurpool": Entry(lambda: ca.BlurPool(min_channels=1), _SURGERY),
     "channels_last": Entry(ca.ChannelsLast, _SURGERY),
@@ -57,7 +60,7 @@ ENTRIES: dict[str, Entry] = {
     "factorize": Entry(
         lambda: ca.Factorize(min_channels=4, latent_channels=2, min_features=8, latent_features=4), _SURGERY
     ),
-    "gated_linear_units": Entry(lambda: object.__new__(ca.GatedLinearUnits), not_run=_NLP),
+    "gated_linear_units": Entry(ca.GatedLinearUnits, _TEXT_SURGERY, text=True),
     "ghost_batchnorm": Entry(lambda: ca.GhostBatchNorm(ghost_batch_size=2), _SURGERY),
     "gradient_clipping": Entry(
         lambda: ca.GradientClipping("norm", 0.2),
@@ -82,7 +85,9 @@ ENTRIES: dict[str, Entry] = {
         _BATCH,
         quiet="Cannot split tensor of length 2",
     ),
-    "seq_length_warmup": Entry(ca.SeqLengthWarmup, not_run=_NLP),
+    "seq_length_warmup": Entry(
+        lambda: ca.SeqLengthWarmup(duration=0.8, min_seq_length=2, max_seq_length=8, step_size=2), _BATCH, text=True
+    ),
     "squeeze_excite": Entry(lambda: ca.SqueezeExcite(latent_channels=2, min_channels=4), _SURGERY),
     "stochastic_depth": Entry(lambda: ca.StochasticDepth("ResNetBottleneck", drop_rate=0.5), _DRAWS),
     "swa": Entry(
@@ -108,6 +113,31 @@ class Images(VisionDataset):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return self.transform(self._images[index]), index % CLASSES
+
+
+class Texts(Dataset):
+    """Random tokens, to be predicted from one another."""
+
+    def __init__(self) -> None:
+        draws = torch.Generator().manual_seed(1)
+        self._tokens = torch.randint(0, 32, (BATCH_SIZE * STEPS // 2, 8), generator=draws)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        tokens = self._tokens[index]
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
+
+
+def transformer() -> ComposerModel:
+    """A BERT with two layers, and with dropout."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 8, "vocab_size": 32}
+    config = BertConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)
+    return HuggingFaceModel(BertForMaskedLM(config), use_logits=True)
 
 
 def network() -> ComposerClassifier:

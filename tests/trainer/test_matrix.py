@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from composer.core import Event, State
 
 from tests.trainer.matrix import METHODS, TABLE, cell, composer_algorithms, observe, problems, table
 from tests.trainer.matrix_cases import ENTRIES
 
-RUN = sorted(name for name, entry in ENTRIES.items() if not entry.not_run and name != "sam")
-NOT_RUN = sorted(name for name, entry in ENTRIES.items() if entry.not_run)
+RUN = sorted(set(ENTRIES) - {"sam"})
 
 
 def test_every_algorithm_of_composer_is_classified() -> None:
@@ -30,15 +28,6 @@ def test_layers_are_frozen(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_composers_own_sam_is_refused(method: str) -> None:
     assert cell("sam", method) == "refused"
-
-
-@pytest.mark.parametrize("name", NOT_RUN)
-def test_what_is_not_run_acts_outside_the_passes_only(name: str) -> None:
-    algorithm = ENTRIES[name].make()
-    algorithm._applied, algorithm._original_model = False, None
-    acts = {event for event in Event if algorithm.match(event, object.__new__(State))}
-    assert acts
-    assert acts <= {Event.INIT, Event.AFTER_DATALOADER}
 
 
 def test_the_table_in_the_repository_is_that_of_a_new_run() -> None:

@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 from sam_algos.optimizer import SharpnessAwareOptimizer
 from sam_algos.options import Options
 from sam_algos.parts import Parts
-from sam_algos.replay import ClosurePasses, Passes, Replay
+from sam_algos.passes import ClosurePasses, Passes
+from sam_algos.replay import Replay
 from sam_algos.sharded import load_without, refuse_fsdp1
 
 __all__ = ["Method"]

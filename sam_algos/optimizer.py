@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from sam_algos import tensors
 from sam_algos.displacement import Displacement
 from sam_algos.parts import Decision, Memory, Parts, Step
-from sam_algos.replay import Passes
+from sam_algos.passes import Passes
 from sam_algos.wrapper import WrappedOptimizer
 
 __all__ = ["SharpnessAwareOptimizer"]
@@ -132,7 +132,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         if loss is None:
             return None, Decision(False, {})
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        _own_gradients(params)
+        tensors.own_gradients_(params)
         step.observe(params, self._passes.model(), self.state)
         _ = step.grad_norm  # now: descent, gradient clipping and the perturbation overwrite the gradients
         if decision is None:
@@ -235,19 +235,6 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
     def __repr__(self) -> str:
         """The parts around the base optimizer."""
         return f"{self._parts!r} around {self.base_optimizer!r}"
-
-
-def _own_gradients(params: Sequence[Tensor]) -> None:
-    """Give a gradient memory of its own where autograd let two parameters share one, or conjugated it lazily."""
-    seen: set[int] = set()
-    for p in params:
-        g = p.grad
-        if g is None or g.layout is not torch.strided:
-            continue
-        pointer = tensors.local(g).data_ptr()
-        if (pointer in seen and pointer != 0) or g.is_conj():
-            p.grad = g.resolve_conj().clone()
-        seen.add(pointer)
 
 
 def _gradient(param: Tensor) -> Tensor | None:

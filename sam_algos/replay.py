@@ -1,4 +1,4 @@
-"""How the two passes of a step are run so that the second sees what the first saw.
+"""Running a second pass so that it sees what the first saw, and leaves no trace.
 
 Both passes must draw the same dropout masks and MixUp coefficients, and whatever training counts once per batch
 (BatchNorm's running statistics, spectral norm's power iteration, the random stream itself) must be left as one
@@ -8,9 +8,8 @@ pass at the clean weights leaves it.
 from __future__ import annotations
 
 import random
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -23,7 +22,7 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
 )
 
-__all__ = ["ClosurePasses", "Passes", "Replay"]
+__all__ = ["Replay"]
 
 
 class _RandomStreams(NamedTuple):
@@ -173,80 +172,3 @@ class Replay:
             for owner, name, _, count in advanced:
                 owner[name] = count
             streams.restore()
-
-
-class Passes(ABC):
-    """How the loop reaches the training program around it: its passes, its clock and its log."""
-
-    @abstractmethod
-    def first(
-        self, closure: Callable[..., Any], *, synchronize: bool, repeatable: bool, devices: Collection[torch.device]
-    ) -> Any:
-        """Run the pass at the clean weights.
-
-        Args:
-            closure: Zeroes the gradients, runs forward and backward, returns the loss; None on an overflow.
-            synchronize: Whether data-parallel processes average this gradient.
-            repeatable: Whether a second pass may follow.
-            devices: The devices of the parameters.
-        """
-
-    @abstractmethod
-    def second(self, closure: Callable[..., Any]) -> Any:
-        """Run the pass at the perturbed weights as a repetition of the first."""
-
-    @abstractmethod
-    def progress(self, index: int) -> float | None:
-        """The share of training done before step ``index``, in [0, 1]; None if unknown."""
-
-    @abstractmethod
-    def model(self) -> nn.Module:
-        """The model that the closure runs."""
-
-    def finish(self) -> None:  # noqa: B027  (a program may have nothing to do here)
-        """Let the program act on the final gradient, just before the base optimizer does."""
-
-    def log(self, metrics: dict[str, float]) -> None:  # noqa: B027
-        """Report the figures of the step."""
-
-
-class ClosurePasses(Passes):
-    """A hand-written loop: the closure takes no arguments.
-
-    Args:
-        model (torch.nn.Module): The model that the closure runs.
-        total_steps (int, optional): Number of steps ``T`` of the whole training. Default: ``None`` (unknown).
-    """
-
-    def __init__(self, model: nn.Module, total_steps: int | None = None) -> None:
-        self._model = model
-        self._total_steps = total_steps
-        self._replay = Replay()
-
-    def first(
-        self, closure: Callable[..., Any], *, synchronize: bool, repeatable: bool, devices: Collection[torch.device]
-    ) -> Any:
-        """Run the closure; under ``no_sync()`` where the model has it and no synchronisation is wanted."""
-        if repeatable:
-            self._replay.record(self._model, devices)
-        no_sync = getattr(self._model, "no_sync", None)
-        with nullcontext() if synchronize or no_sync is None else no_sync():
-            loss = closure()
-        if repeatable and getattr(self._model, "gradient_as_bucket_view", False):
-            # DistributedDataParallel would write the second pass's gradients over these.
-            for p in self._model.parameters():
-                p.grad = None if p.grad is None else p.grad.clone()
-        return loss
-
-    def second(self, closure: Callable[..., Any]) -> Any:
-        """Run the closure again."""
-        with self._replay.again():
-            return closure()
-
-    def progress(self, index: int) -> float | None:
-        """``index / total_steps``, at most 1."""
-        return None if self._total_steps is None else min(1.0, index / self._total_steps)
-
-    def model(self) -> nn.Module:
-        """The model given at construction."""
-        return self._model

@@ -26,6 +26,7 @@ __all__ = [
     "norm",
     "norms",
     "orthogonalize_",
+    "own_gradients_",
     "pieces",
     "reciprocal",
     "total",
@@ -48,6 +49,19 @@ def wrap_like(shard: Tensor, like: Tensor) -> Tensor:
     return DTensor.from_local(
         shard, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
+
+
+def own_gradients_(params: Sequence[Tensor]) -> None:
+    """Give a gradient memory of its own where autograd let two parameters share one, or conjugated it lazily."""
+    seen: set[int] = set()
+    for p in params:
+        g = p.grad
+        if g is None or g.layout is not torch.strided:
+            continue
+        pointer = local(g).data_ptr()
+        if (pointer in seen and pointer != 0) or g.is_conj():
+            p.grad = g.resolve_conj().clone()
+        seen.add(pointer)
 
 
 def norms(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:

@@ -43,7 +43,8 @@ class Traffic(TorchDispatchMode):
         name = func._schema.name.rpartition("::")[2].removeprefix("_foreach_")
         overwrites = name in _OVERWRITING
         arguments = _arguments(func, args, kwargs)
-        return sum(_bytes(value) for a, value in arguments if not (a.is_out or (overwrites and _is_changed(a))))
+        read = {id(v): v for a, v in arguments if not (a.is_out or (overwrites and _is_changed(a)))}  # dot(x, x) once
+        return sum(map(_bytes, read.values()))
 
     def _written(self, func: Any, args: tuple, kwargs: dict[str, Any], made: Any) -> int:
         if _is_view(func):

@@ -13,7 +13,7 @@ __all__ = ["Displacement"]
 
 SMALL = 8192  # elements; up to here a call costs more than a second pass over a tensor that is still in cache
 
-_Layout = tuple[bool, torch.dtype, tuple[int, ...], int]
+_Layout = tuple[type, torch.dtype, tuple[int, ...], int, bool]
 
 
 class Displacement:
@@ -51,23 +51,21 @@ class Displacement:
             disposable: Whether each direction may be overwritten.
         """
         layouts = self._own_layouts(params, weights)
-        kept = [w.clone() if layout is None else w for w, layout in zip(weights, layouts, strict=True)]
-
-        def put_back() -> None:
-            for p, w, layout, original in zip(params, weights, layouts, kept, strict=True):
-                if layout is None:
-                    w.copy_(original)
-                else:
-                    p.data = original
-
         own = [i for i, layout in enumerate(layouts) if layout is not None]
         rest = [i for i, layout in enumerate(layouts) if layout is None]
-        reuse = [
-            free and layout is not None and _layout(d) == layout and not d.requires_grad
-            for layout, free, d in zip(layouts, disposable, directions, strict=True)
-        ]
+        aside = [weights[i].clone() for i in rest]
+
+        def put_back() -> None:
+            for i in own:
+                params[i].data = weights[i]
+            for i, original in zip(rest, aside, strict=True):
+                weights[i].copy_(original)
+
+        found = zip(disposable, _layouts(directions), layouts, strict=True)
+        reuse = [free and direction == layout for free, direction, layout in found]
         try:
-            _repoint(params, _displaced(own, weights, directions, scales, reuse))
+            for i, displaced in zip(own, _displaced(own, weights, directions, scales, reuse), strict=True):
+                params[i].data = displaced
             _displace_in_place(rest, weights, directions, scales)
             yield
         finally:
@@ -83,16 +81,11 @@ class Displacement:
         if pointers != self._pointers:
             holders = Counter(pointers)
             self._layouts = [
-                _layout(w) if holders[pointer] == 1 and _is_alone_in_its_storage(p, w) else None
-                for p, w, pointer in zip(params, weights, pointers, strict=True)
+                layout if holders[pointer] == 1 and _is_alone_in_its_storage(p, w) else None
+                for p, w, layout, pointer in zip(params, weights, _layouts(weights), pointers, strict=True)
             ]
             self._pointers = pointers
         return self._layouts
-
-
-def _repoint(params: Sequence[Tensor], moved: dict[int, Tensor]) -> None:
-    for i, displaced in moved.items():
-        params[i].data = displaced
 
 
 def _displace_in_place(
@@ -110,18 +103,24 @@ def _displaced(
     directions: Sequence[Tensor],
     scales: Sequence[Tensor],
     reuse: Sequence[bool],
-) -> dict[int, Tensor]:
+) -> list[Tensor]:
     """``w + scale · direction`` of each member, into the direction's own buffer where ``reuse`` says so."""
-    moved = {i: directions[i] for i in members}
+    moved = list(directions)
     for scale, device, group in _by_scale_and_device(members, scales, weights):
-        large = [i for i in group if device.type == "cpu" and weights[i].numel() > SMALL and _is_wide(weights[i])]
+        at_once = group if device.type == "cpu" else ()
+        large = [i for i in at_once if weights[i].numel() > SMALL and _is_wide(weights[i])]
         alpha = float(scale) if large else 0.0
         for i in large:  # one pass over memory
             moved[i] = torch.add(weights[i], directions[i], alpha=alpha, out=directions[i] if reuse[i] else None)
-        if rest := [i for i in group if i not in set(large)] if large else group:
-            # A few calls however many tensors, and the scale stays on its device.
-            _displace_together(moved, weights, scale, rest, reuse)
-    return moved
+        # A few calls however many tensors, and the scale stays on its device.
+        together = sorted(set(group).difference(large)) if large else group
+        for i in together:
+            if not reuse[i]:
+                moved[i] = torch.empty_like(weights[i]).copy_(directions[i])
+        if together:
+            torch._foreach_mul_([moved[i] for i in together], scale)
+            torch._foreach_add_([moved[i] for i in together], [weights[i] for i in together])
+    return [moved[i] for i in members]
 
 
 def _is_wide(w: Tensor) -> bool:
@@ -129,34 +128,25 @@ def _is_wide(w: Tensor) -> bool:
     return w.dtype not in (torch.float16, torch.bfloat16)
 
 
-def _displace_together(
-    moved: dict[int, Tensor], weights: Sequence[Tensor], scale: Tensor, members: Sequence[int], reuse: Sequence[bool]
-) -> None:
-    fresh = [i for i in members if not reuse[i]]
-    if fresh:
-        buffers = [torch.empty_like(weights[i]) for i in fresh]
-        torch._foreach_copy_(buffers, [moved[i] for i in fresh])
-        for i, buffer in zip(fresh, buffers, strict=True):
-            moved[i] = buffer
-    together = [moved[i] for i in members]
-    torch._foreach_mul_(together, scale)
-    torch._foreach_add_(together, [weights[i] for i in members])
-
-
 def _by_scale_and_device(
     members: Sequence[int], scales: Sequence[Tensor], tensors: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, torch.device, list[int]]]:
+) -> Iterator[tuple[Tensor, torch.device, Sequence[int]]]:
     """The members that share a scale and a device, with that scale on that device."""
-    groups: dict[tuple[int, torch.device], list[int]] = {}
-    for i in members:
-        groups.setdefault((id(scales[i]), tensors[i].device), []).append(i)
+    if members and len(set(map(id, scales))) == 1 and len({t.device for t in tensors}) == 1:
+        groups = {(id(scales[0]), tensors[0].device): members}
+    else:
+        groups = {}
+        for i in members:
+            groups.setdefault((id(scales[i]), tensors[i].device), []).append(i)
     for (_, device), group in groups.items():
         yield scales[group[0]].to(device), device, group
 
 
-def _layout(tensor: Tensor) -> _Layout:
+def _layouts(values: Sequence[Tensor]) -> list[_Layout]:
     """What a buffer must share with a parameter to stand in for it; the size of the storage tells a view apart."""
-    return type(tensor) is Tensor, tensor.dtype, tensor.stride(), tensor.untyped_storage().nbytes()
+    sizes = [v.untyped_storage().nbytes() for v in values]
+    strides, dtypes = [v.stride() for v in values], [v.dtype for v in values]
+    return list(zip(map(type, values), dtypes, strides, sizes, [v.requires_grad for v in values], strict=True))
 
 
 def _is_alone_in_its_storage(param: Tensor, w: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from sam_algos import tensors
 from sam_algos.displacement import Displacement
-from sam_algos.parts import Decision, Memory, Parts, Step
+from sam_algos.parts import Decision, Memory, Names, Parts, Step
 from sam_algos.passes import Passes
 from sam_algos.wrapper import WrappedOptimizer
 
@@ -78,6 +78,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         self._nonfinite: Literal["pass", "skip"] = nonfinite
         self._memory: Memory = {"step": 0, "sharp": 0, "nonfinite": 0, "policy": parts.policy.initial()}
         self._displacement = Displacement()
+        self._names = Names(passes.model)
         self.metrics: dict[str, float] = {}
 
     @torch.no_grad()
@@ -112,7 +113,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         if nonfinite:
             self._memory["nonfinite"] += 1
         elif not overflow:
-            stepped = [p.grad is not None for p in step.params]
+            stepped = [p.grad is not None for p in step.params] if remembered else []
             self.base_optimizer.step()
             self._remember(step, decision, remembered, stepped)
         self._report(step, decision)
@@ -132,8 +133,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         if loss is None:
             return None, Decision(False, {})
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        tensors.own_gradients_(params)
-        step.observe(params, self._passes.model(), self.state)
+        step.observe(params, self._names, self.state)
         _ = step.grad_norm  # now: descent, gradient clipping and the perturbation overwrite the gradients
         if decision is None:
             decision = policy.decide(self._memory["policy"], step)
@@ -158,7 +158,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         """Leave on the parameters the gradient for the base optimizer; returns what to remember of it."""
         descent = self._parts.descent
         if sharp:
-            return descent.after_sharp(step, [_gradient(p) for p in step.params])
+            return descent.after_sharp(step, tensors.shards([p.grad for p in step.params]))
         descent.after_flat(step)
         return {}
 
@@ -167,13 +167,15 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         default = self._parts.perturbation.rho
         groups = [] if "rho" in self.defaults else self.param_groups  # Adadelta's rho is its own
         own = {id(p): group["rho"] for group in groups if "rho" in group for p in group["params"]}
+        if not own:
+            return [scale * default] * len(params)
         scaled = {rho: scale * rho for rho in {default, *own.values()}}
         return [scaled[own.get(id(p), default)] for p in params]
 
     def _is_finite(self) -> bool:
         """Whether the final gradient is finite; the same answer on every process, as that gradient is synchronised."""
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        return math.isfinite(float(tensors.norm([tensors.local(p.grad) for p in params], params)))
+        return math.isfinite(float(tensors.norm(tensors.shards([p.grad for p in params]), params)))
 
     def _remember(self, step: Step, decision: Decision, buffers: dict[str, list[Tensor]], stepped: list[bool]) -> None:
         """Keep what the parts will need, now that the step has succeeded."""
@@ -235,7 +237,3 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
     def __repr__(self) -> str:
         """The parts around the base optimizer."""
         return f"{self._parts!r} around {self.base_optimizer!r}"
-
-
-def _gradient(param: Tensor) -> Tensor | None:
-    return None if param.grad is None else tensors.local(param.grad)

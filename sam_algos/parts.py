@@ -33,7 +33,7 @@ first is synchronised between processes, and what must be stored.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -44,10 +44,30 @@ from torch import Tensor, nn
 from sam_algos import tensors
 from sam_algos.options import Options, Positive
 
-__all__ = ["Ascent", "Decision", "Descent", "Memory", "Parts", "Perturbation", "Policy", "Step"]
+__all__ = ["Ascent", "Decision", "Descent", "Memory", "Names", "Parts", "Perturbation", "Policy", "Step"]
 
 Memory = dict[str, Any]
 """What a policy remembers: Python numbers by name, equal on all ranks."""
+
+
+class Names:
+    """The names of parameters in a model; it is searched when other parameters are asked for than the last time.
+
+    Args:
+        model: Gives the model.
+    """
+
+    def __init__(self, model: Callable[[], nn.Module]) -> None:
+        self._model = model
+        self._params: list[Tensor] = []
+        self._names: list[str] = []
+
+    def __call__(self, params: Sequence[Tensor]) -> list[str]:
+        """The name of each, empty for one that is not in the model."""
+        if list(map(id, params)) != list(map(id, self._params)):
+            found = {id(p): name for name, p in self._model().named_parameters()}
+            self._params, self._names = list(params), [found.get(id(p), "") for p in params]
+        return self._names
 
 
 class Step:
@@ -72,30 +92,33 @@ class Step:
         self.weights: list[Tensor] = []
         self.grads: list[Tensor] = []
         self.spare_grads = False
-        self._model = nn.Module()
+        self._names = Names(nn.Module)
         self._state: Mapping[Tensor, Memory] = {}
 
-    def observe(self, params: Sequence[Tensor], model: nn.Module, state: Mapping[Tensor, Memory]) -> None:
+    def observe(self, params: Sequence[Tensor], names: Names, state: Mapping[Tensor, Memory]) -> None:
         """Take in the gradients that the first pass left on ``params``.
 
         Args:
             params: Those parameters that have a gradient.
-            model: The model, which knows their names.
+            names: Of all parameters.
             state: The base optimizer's state of each parameter.
 
         Raises:
             ValueError: If a gradient is sparse; a norm over the whole model is not defined here for it.
         """
-        self._model, self._state = model, state
+        self._names, self._state = names, state
         self.params = list(params)
-        self.weights = [tensors.local(p.detach()) for p in params]
-        self.grads = [tensors.local(p.grad) for p in params if p.grad is not None]
-        for i, g in enumerate(self.grads):
-            if g.layout is not torch.strided:
-                raise ValueError(
-                    f"Parameter {self.names[i]!r} has a {g.layout} gradient; sharpness-aware steps need dense ones. "
-                    "Build the embedding with sparse=False."
-                )
+        grads: list[Any] = [p.grad for p in params]  # kept, as Python makes a tensor's object anew when it is asked for
+        layouts = [g.layout for g in grads]
+        if unfit := set(layouts) - {torch.strided}:
+            layout = unfit.pop()
+            raise ValueError(
+                f"Parameter {self.names[layouts.index(layout)]!r} has a {layout} gradient; sharpness-aware steps need "
+                "dense ones. Build the embedding with sparse=False."
+            )
+        tensors.own_gradients_(params)
+        self.weights = tensors.shards([p.data for p in params])
+        self.grads = tensors.shards([p.grad for p in params])
 
     @cached_property
     def grad_norm(self) -> Tensor:
@@ -113,8 +136,7 @@ class Step:
     @property
     def names(self) -> list[str]:
         """The parameters' names in the model, empty for one that is not in it."""
-        names = {id(p): name for name, p in self._model.named_parameters()}
-        return [names.get(id(p), "") for p in self.params]
+        return self._names(self.params)
 
     def norm(self, values: Sequence[Tensor]) -> Tensor:
         """``‖values‖`` as one vector, global over shards; a scalar tensor."""
@@ -123,10 +145,6 @@ class Step:
     def dot(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
         """``⟨a, b⟩`` as one vector, global over shards; a scalar tensor."""
         return tensors.dot(a, b, self.params)
-
-    def total(self, each: Sequence[Tensor]) -> Tensor:
-        """The sum of one scalar per parameter, such as `tensors.inner`'s; global over shards, a scalar tensor."""
-        return tensors.total(each, self.params)
 
     def recall(self, buffer: str) -> list[Tensor | None]:
         """The tensors that a `Descent` has remembered under ``buffer``, None where there is none yet."""

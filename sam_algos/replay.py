@@ -154,7 +154,7 @@ class Replay:
             for owner, name, count, _ in advanced:
                 owner[name] = count
             for norm in tracking:
-                norm.track_running_stats = False
+                vars(norm)["track_running_stats"] = False  # as the attribute is set, without nn.Module's bookkeeping
             self._streams.restore()
             yield
         except BaseException:
@@ -165,7 +165,7 @@ class Replay:
             raise
         finally:
             for norm in tracking:
-                norm.track_running_stats = True
+                vars(norm)["track_running_stats"] = True
             for owner, name, buffer, value in buffers:
                 owner[name] = buffer
                 buffer.copy_(value)

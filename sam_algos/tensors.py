@@ -13,27 +13,29 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 from torch.distributed.tensor import DTensor
 
 __all__ = [
     "HostValue",
     "add_scaled_",
+    "blocks",
     "dot",
     "filter_norms",
-    "inner",
     "largest",
     "local",
     "norm",
     "norms",
     "orthogonalize_",
     "own_gradients_",
-    "pieces",
     "reciprocal",
-    "total",
+    "shards",
     "wrap_like",
 ]
 
-PIECE = 32768  # elements
+BLOCK = 262144  # elements: three such blocks fit a core's share of the last-level cache
+SMALL = 2048  # elements: up to here copying a tensor costs less than a call
+_DOTTED = {torch.float32, torch.float64}  # what torch.dot multiplies without losing digits
 TINY = 1e-30  # below any norm a training run can meet, above float32's smallest normal number
 
 
@@ -51,14 +53,23 @@ def wrap_like(shard: Tensor, like: Tensor) -> Tensor:
     )
 
 
+def shards(values: Sequence[Any]) -> list[Any]:
+    """This rank's part of each tensor; None stays None."""
+    return [local(v) for v in values] if _is_sharded(values) else list(values)
+
+
 def own_gradients_(params: Sequence[Tensor]) -> None:
-    """Give a gradient memory of its own where autograd let two parameters share one, or conjugated it lazily."""
+    """Give a gradient memory of its own where autograd let two parameters share one, or conjugated it lazily.
+
+    Args:
+        params: Parameters whose gradients are there, and dense.
+    """
+    grads: list[Any] = [p.grad for p in params]
+    pointers = [g.data_ptr() for g in shards(grads)]
+    if len(set(pointers)) == len(pointers) and not any([g.is_conj() for g in grads]):
+        return
     seen: set[int] = set()
-    for p in params:
-        g = p.grad
-        if g is None or g.layout is not torch.strided:
-            continue
-        pointer = local(g).data_ptr()
+    for p, g, pointer in zip(params, grads, pointers, strict=True):
         if (pointer in seen and pointer != 0) or g.is_conj():
             p.grad = g.resolve_conj().clone()
         seen.add(pointer)
@@ -66,11 +77,10 @@ def own_gradients_(params: Sequence[Tensor]) -> None:
 
 def norms(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     """The L2 norm of each tensor, as one vector, accumulated in float32 or better."""
-    reals = [torch.view_as_real(v) if v.is_complex() else v for v in values]
     dtype = torch.float32
-    for found in {v.dtype for v in reals}:
-        dtype = torch.promote_types(dtype, found)
-    each = torch.stack(_together(torch._foreach_norm(reals, 2, dtype=dtype)))
+    for found in {v.dtype for v in values}:
+        dtype = torch.promote_types(dtype, found.to_real())
+    each = torch.stack(_together(torch._foreach_norm(_reals(values), 2, dtype=dtype)))
     return each if not _is_sharded(like) else _sum_over_shards(each.square(), like).sqrt()
 
 
@@ -88,7 +98,11 @@ def filter_norms(values: Tensor, like: Tensor) -> Tensor:
 
 def norm(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     """``‖values‖``, the L2 norm of all tensors as one vector; a scalar tensor (zero for an empty list)."""
-    return torch.linalg.vector_norm(norms(values, like)) if values else torch.zeros(())
+    if not values:
+        return torch.zeros(())
+    if {v.device.type for v in values} == {"cpu"} and {v.dtype for v in values} <= _DOTTED and not _is_sharded(like):
+        return dot(values, values, ()).sqrt()
+    return torch.linalg.vector_norm(norms(values, like))
 
 
 def largest(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
@@ -100,34 +114,80 @@ def largest(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
 
 def dot(a: Sequence[Tensor], b: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     """``⟨a, b⟩`` over all tensors as one vector; a scalar tensor, accumulated in float32 or better."""
-    return total([inner(x, y) for x, y in zip(a, b, strict=True)], like)
+    if not a:
+        return torch.zeros(())
+    packed = _packed(a, like)
+    pairs = zip(packed, packed if b is a else _packed(b, like), strict=True)
+    each = [_inner(x, y) for x, y in pairs]
+    return each[0] if len(each) == 1 and not like else _sum_over_shards(torch.stack(_together(each)), like).sum()
 
 
-def total(each: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
-    """The sum of one scalar per tensor, completed over shards; a scalar tensor (zero for an empty list)."""
-    return _sum_over_shards(torch.stack(_together(each)), like).sum() if each else torch.zeros(())
-
-
-def inner(x: Tensor, y: Tensor) -> Tensor:
-    """``⟨x, y⟩`` of two tensors, or of their local parts; a scalar tensor, accumulated in float32 or better."""
+def _inner(x: Tensor, y: Tensor) -> Tensor:
     if x.is_complex():
         x, y = torch.view_as_real(x), torch.view_as_real(y)
-    if x.dtype in (torch.float32, torch.float64) and x.is_contiguous() and y.is_contiguous():
-        return torch.dot(x.view(-1), y.view(-1))
+    if x.dtype == y.dtype and x.dtype in _DOTTED:
+        flat = _in_memory_order(x) if y is x else _in_memory_order(x, y)
+        if flat is not None:
+            return torch.dot(flat[0], flat[-1])
     dtype = torch.promote_types(x.dtype, torch.float32)
     return (x.to(dtype) * y.to(dtype)).sum()
 
 
-def pieces(*alike: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Corresponding pieces of tensors that are alike, each small enough to stay in a CPU's cache.
+def _packed(values: Sequence[Tensor], like: Sequence[Tensor]) -> Sequence[Tensor]:
+    """On a CPU, all the small tensors as one, whose copying costs less than a call for each."""
+    if len(values) == 1 or _is_sharded(like) or {v.device.type for v in values} != {"cpu"}:
+        return values
+    small = [v for v in values if v.numel() <= SMALL]
+    if len(small) < 2:
+        return values
+    return [_flatten_dense_tensors(small), *(v for v in values if v.numel() > SMALL)]
 
-    A chain of elementwise operations, done piece by piece, then reads and writes memory once. Elsewhere than on a
-    CPU, and where the elements do not lie in order, the one piece is the whole.
+
+def _in_memory_order(*alike: Tensor) -> list[Tensor] | None:
+    """The tensors as vectors whose elements correspond, without a copy; None where they cannot be."""
+    if all(t.is_contiguous() for t in alike):
+        return [t.view(-1) for t in alike]
+    if all(t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) for t in alike):
+        return [t.permute(0, 2, 3, 1).view(-1) for t in alike]
+    return None
+
+
+def blocks(
+    *lists: Sequence[Tensor], like: Sequence[Tensor], whole: bool = False
+) -> Iterator[Sequence[Sequence[Tensor]]]:
+    """Corresponding parts of lists of tensors, each small enough to stay in a CPU's cache.
+
+    A chain of elementwise operations on lists, done block by block, then reads and writes memory once. A block
+    holds several small tensors, or a piece of a large one. Elsewhere than on a CPU, and for sharded parameters, the
+    one block is the whole; there is none for empty lists.
+
+    Args:
+        *lists: Aligned lists.
+        like: The parameters that they belong to.
+        whole: Whether the operations need each tensor in one piece; there is then one block.
+
+    Yields:
+        The parts, and with them the parameters that they belong to; none where these are not sharded.
     """
-    if alike[0].device.type == "cpu" and all(t.is_contiguous() for t in alike) and alike[0].numel() > PIECE:
-        yield from zip(*(t.view(-1).split(PIECE) for t in alike), strict=True)
-    else:
-        yield alike
+    if not lists[0]:
+        return
+    if whole or _is_sharded(like) or {t.device.type for t in lists[0]} != {"cpu"}:
+        yield [*lists, like]
+        return
+    block: list[tuple[Tensor, ...]] = []
+    size = 0
+    for alike in zip(*lists, strict=True):
+        if alike[0].numel() > BLOCK and (flat := _in_memory_order(*alike)):
+            for pieces in zip(*(t.split(BLOCK) for t in flat), strict=True):
+                yield [*([piece] for piece in pieces), ()]
+            continue
+        if size + alike[0].numel() > BLOCK and block:
+            yield [*zip(*block, strict=True), ()]
+            block, size = [], 0
+        block.append(alike)
+        size += alike[0].numel()
+    if block:
+        yield [*zip(*block, strict=True), ()]
 
 
 def reciprocal(scalar: Tensor) -> Tensor:
@@ -173,20 +233,27 @@ def orthogonalize_(directions: Sequence[Tensor], values: Sequence[Tensor], scale
         torch.add(value, direction, alpha=alpha, out=direction)
 
 
-def _together(scalars: Sequence[Tensor]) -> list[Tensor]:
+def _reals(values: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Complex tensors as real ones of twice the size."""
+    if not any({v.dtype.is_complex for v in values}):
+        return values
+    return [torch.view_as_real(v) if v.is_complex() else v for v in values]
+
+
+def _together(scalars: Sequence[Tensor]) -> Sequence[Tensor]:
     """The scalars on one device, for models that span several."""
     device = scalars[0].device
-    return [s if s.device == device else s.to(device) for s in scalars]
+    return scalars if len({s.device for s in scalars}) == 1 else [s.to(device) for s in scalars]
 
 
-def _is_sharded(like: Sequence[Tensor]) -> bool:
-    return any(isinstance(p, DTensor) for p in like)
+def _is_sharded(like: Sequence[Any]) -> bool:
+    return any(issubclass(kind, DTensor) for kind in set(map(type, like)))
 
 
 def _sum_over_shards(each: Tensor, like: Sequence[Tensor], op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
     """Complete per-tensor sums over the ranks that hold the other shards of each tensor."""
     groups: dict[tuple, list[int]] = {}
-    for i, p in enumerate(like):
+    for i, p in enumerate(like if _is_sharded(like) else ()):
         if isinstance(p, DTensor):
             sharded = tuple(dim for dim, placement in enumerate(p.placements) if placement.is_shard())
             groups.setdefault((p.device_mesh, sharded), []).append(i)

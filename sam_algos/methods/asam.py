@@ -4,6 +4,7 @@ Deep Neural Networks*, ICML 2021, https://arxiv.org/abs/2102.11600.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,38 +44,32 @@ class Adaptive(Perturbation):
     scope: Scope = "element"
 
     def ascend(self, step: Step) -> Ascent:
-        """``T² g``, and ``‖T g‖`` from ``⟨T² g, g⟩ = ‖T g‖²``, so that ``T`` need not be kept."""
-        directions, products = [], []
-        for i, (name, layer) in enumerate(zip(step.names, self._layer_norms(step), strict=True)):
-            g = direction = step.grads[i]
-            if self.normalize_bias or "weight" in name:
-                direction = g if step.spare_grads else torch.empty_like(g)
-                products.append(self._normalize(step.weights[i], g, direction, step.params[i], layer))
-            else:
-                products.append(tensors.inner(g, g))
-            directions.append(direction)
-        return Ascent(directions, tensors.reciprocal(step.total(products).sqrt()))
+        """``T² g``, and ``‖T g‖`` on the way."""
+        normalized = [i for i, name in enumerate(step.names) if self.normalize_bias or "weight" in name]
+        directions = list(step.grads)
+        if not step.spare_grads:
+            for i in normalized:
+                directions[i] = step.grads[i].clone()
+        others = sorted(set(range(len(directions))).difference(normalized))
+        norms = [tensors.norm([directions[i] for i in others], [step.params[i] for i in others])]
+        like, w, d = ([values[i] for i in normalized] for values in (step.params, step.weights, directions))
+        for weights, products, of in tensors.blocks(w, d, like=like, whole=self.scope != "element"):
+            factors = self._normalization(weights, of)
+            torch._foreach_mul_(products, factors)
+            norms.append(tensors.norm(products, of))
+            torch._foreach_mul_(products, factors)
+        return Ascent(directions, tensors.reciprocal(tensors.norm(norms, norms)))
 
-    def _normalize(self, w: Tensor, g: Tensor, out: Tensor, p: Tensor, layer: Tensor | None) -> Tensor:
-        """Write ``T² g`` into ``out``, which may be ``g``, and return ``⟨T² g, g⟩``."""
-        products = []
-        for w_, g_, out_ in tensors.pieces(w, g, out) if self.scope == "element" else [(w, g, out)]:
-            direction = self._normalization(w_, p, layer).square_() * g_
-            products.append(tensors.inner(direction, g_))
-            out_.copy_(direction)
-        return products[0] if len(products) == 1 else torch.stack(products).sum()
-
-    def _normalization(self, w: Tensor, p: Tensor, layer: Tensor | None) -> Tensor:
-        if layer is not None:
-            return layer.to(w) + self.eta
-        if self.scope == "filter" and w.ndim > 2:
-            return tensors.filter_norms(w, p).add_(self.eta)
-        return w.abs().add_(self.eta)
-
-    def _layer_norms(self, step: Step) -> list[Tensor | None]:
-        if self.scope != "layer":
-            return [None] * len(step.weights)
-        return list(tensors.norms(step.weights, step.params).unbind())
+    def _normalization(self, weights: Sequence[Tensor], like: Sequence[Tensor]) -> Sequence[Tensor]:
+        """``T`` of each, broadcastable to it."""
+        if self.scope == "layer":
+            return [layer.to(w) + self.eta for w, layer in zip(weights, tensors.norms(weights, like), strict=True)]
+        magnitudes = torch._foreach_abs(weights)
+        if self.scope == "filter":
+            pairs = zip(weights, like, magnitudes, strict=True)
+            magnitudes = [tensors.filter_norms(w, p) if w.ndim > 2 else m for w, p, m in pairs]
+        torch._foreach_add_(magnitudes, self.eta)
+        return magnitudes
 
 
 @dataclass(frozen=True, repr=False)

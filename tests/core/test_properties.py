@@ -41,7 +41,7 @@ def observed(
     step = Step(index, progress)
     model = nn.Module()
     model.named_parameters = lambda: zip(names or ["weight"] * len(params), params, strict=True)  # pyright: ignore
-    step.observe(params, model, {})
+    step.observe(params, Names(lambda: model), {})
     return step
 
 

@@ -126,3 +126,37 @@ def test_orthogonalize_leaves_what_is_orthogonal(name: str, dtype: torch.dtype) 
     tolerance = max(TOLERANCE[dtype], torch.finfo(dtype).eps) * 10
     assert float((vector(buffers) - truth).norm()) <= tolerance * float(vector(g_s).norm())
     assert all(map(torch.equal, g_s, kept))
+
+
+LAID_OUT: dict[str, list[Tensor]] = {
+    "small": [torch.empty(5), torch.empty(2, 3), torch.empty(())],
+    "large": [torch.empty(tensors.BLOCK + 3), torch.empty(2, tensors.BLOCK)],
+    "small, large, small": [torch.empty(7), torch.empty(tensors.BLOCK * 2 + 1), torch.empty(4)],
+    "large, channels last": [torch.empty(2, tensors.BLOCK, 1, 2).to(memory_format=torch.channels_last)],
+    "large, in no order": [torch.empty(3, tensors.BLOCK).t()],
+    "more than one block of small": [torch.empty(tensors.BLOCK // 2 + 1) for _ in range(3)],
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_blocks_cover_every_element_once_and_correspond(name: str) -> None:
+    a = [torch.arange(t.numel(), dtype=torch.float32).view(t.shape).to(t).contiguous() for t in LAID_OUT[name]]
+    a = [torch.empty_like(t).copy_(x) for t, x in zip(LAID_OUT[name], a, strict=True)]  # in the layout of t
+    b = [torch.zeros_like(x) for x in a]
+    sizes = []
+    for xs, ys, like in tensors.blocks(a, b, like=a):
+        assert len(like) == 0
+        torch._foreach_add_(ys, xs)
+        sizes.append(sum(x.numel() for x in xs))
+    assert all(map(torch.equal, a, b)), "each element once, and in its place"
+    assert sum(sizes) == sum(x.numel() for x in a)
+    if name != "large, in no order":
+        assert all(size <= tensors.BLOCK for size in sizes)
+
+
+def test_a_whole_block_has_every_tensor_in_one_piece() -> None:
+    a = LAID_OUT["small, large, small"]
+    [(block, like)] = tensors.blocks(a, like=a, whole=True)
+    assert block is a
+    assert like is a

@@ -1,25 +1,23 @@
-"""Methods as Composer algorithms; the only file that touches Composer's State."""
+"""Methods as Composer algorithms."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from composer.algorithms import SAM as ComposerSAM
-from composer.core import Algorithm, Callback, Event, State, TimeUnit
+from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from torch.optim import Optimizer
 
 from sam_algos.optimizer import SharpnessAwareOptimizer
-from sam_algos.options import Options
+from sam_algos.options import Options, Share
 from sam_algos.parts import Parts
 from sam_algos.passes import ClosurePasses, Passes
-from sam_algos.replay import Replay
 from sam_algos.sharded import load_without, refuse_fsdp1
+from sam_algos.trainer import TrainerPasses
 
 __all__ = ["Method"]
 
@@ -37,10 +35,16 @@ class Method(Options, Algorithm, ABC):
         nonfinite (str): A gradient that is not finite is handed to the base optimizer (``'pass'``), or the step
             is skipped on all processes (``'skip'``) at one more norm and host synchronisation per step. It never
             enters a policy's statistics. Default: ``'pass'``, as training without a method does.
+        ascent_fraction (float): The share of each microbatch, in (0, 1] and rounded up to whole samples, that the
+            first pass of a sharp step sees; it only has to find the direction of the ascent, and costs that much
+            less. Loss, metrics, ``sam/grad_norm`` and the statistics of BatchNorm are then those of these samples.
+            Not with policies and descents that need the plain gradient of the whole batch. Default: ``1.0``, as the
+            papers do.
     """
 
     synchronize: bool = field(default=False, kw_only=True)
     nonfinite: Literal["pass", "skip"] = field(default="pass", kw_only=True)
+    ascent_fraction: Share = field(default=1.0, kw_only=True)
     _live: list[SharpnessAwareOptimizer] = field(default_factory=list, init=False, compare=False, kw_only=True)
 
     @abstractmethod
@@ -50,7 +54,13 @@ class Method(Options, Algorithm, ABC):
     def __post_init__(self) -> None:
         """Check the arguments, and that they make parts."""
         super().__post_init__()
-        self.parts()
+        policy, _, descent = self.parts()
+        if self.ascent_fraction < 1 and (policy.reads_gradient or descent.reads_plain):
+            reader = policy if policy.reads_gradient else descent
+            raise ValueError(
+                f"{type(self).__name__}(ascent_fraction={self.ascent_fraction!r}): ascent_fraction must be 1 with "
+                f"{type(reader).__name__}, which needs the plain gradient of the whole batch."
+            )
 
     def wrap(
         self, optimizer: Optimizer, *, model: torch.nn.Module, total_steps: int | None = None
@@ -88,7 +98,12 @@ class Method(Options, Algorithm, ABC):
 
     def _wrap(self, optimizer: Optimizer, passes: Passes) -> SharpnessAwareOptimizer:
         return SharpnessAwareOptimizer(
-            optimizer, self.parts(), passes, synchronize=self.synchronize, nonfinite=self.nonfinite
+            optimizer,
+            self.parts(),
+            passes,
+            synchronize=self.synchronize,
+            nonfinite=self.nonfinite,
+            ascent_fraction=self.ascent_fraction,
         )
 
     def match(self, event: Event, state: State) -> bool:
@@ -99,7 +114,7 @@ class Method(Options, Algorithm, ABC):
         """Wrap the optimizer, and leave in this Trainer an instance that saves and loads for it alone."""
         self._refuse_conflicts(state)
         own = replace(self)
-        own._live.append(own._wrap(state.optimizers[0], _TrainerPasses(state, logger)))
+        own._live.append(own._wrap(state.optimizers[0], TrainerPasses(state, logger)))
         state.optimizers = tuple(own._live)
         load_without(own.parts().descent.buffers, state)
         state.algorithms = [own if a is self else a for a in state.algorithms]
@@ -123,124 +138,3 @@ class Method(Options, Algorithm, ABC):
         """Restore what the method remembers; a state that another method wrote is passed over."""
         if self._live and isinstance(state.get("memory"), dict):
             self._live[0].load_method_state_dict(state["memory"])
-
-
-def training_progress(state: State) -> float | None:
-    """The share of training that is done, moving with every batch whatever the unit of ``max_duration``.
-
-    Composer's own elapsed duration stands still within an epoch where ``max_duration`` counts epochs (which it
-    does only where the loader's length is known); it serves for every other unit.
-    """
-    total, now = state.max_duration, state.timestamp
-    if total is None:
-        return None
-    if total.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
-        epochs = now.epoch.value + now.batch_in_epoch.value / max(1, state.dataloader_len.value)
-        return min(1.0, epochs / total.value)
-    elapsed = state.get_elapsed_duration()
-    return None if elapsed is None else min(1.0, float(elapsed.value))
-
-
-class _TrainerPasses(Passes):
-    """A step inside Composer's Trainer, whose closure runs all microbatches with all their events.
-
-    Algorithms and callbacks that act when a batch is trained (gradient clipping above all) are held back during
-    the passes and act once, on the gradient that the base optimizer gets. Callbacks and train metrics do not see
-    the second pass: its weights are not the model's.
-    """
-
-    def __init__(self, state: State, logger: Logger) -> None:
-        self._state = state
-        self._logger = logger
-        self._replay = Replay()
-
-    def first(
-        self, closure: Callable[..., Any], *, synchronize: bool, repeatable: bool, devices: Collection[torch.device]
-    ) -> Any:
-        if repeatable:
-            self._replay.record(self._state.model, devices, self._state.batch)
-        with self._held_back(Event.AFTER_TRAIN_BATCH):
-            return closure(ddp_sync=synchronize)
-
-    def second(self, closure: Callable[..., Any]) -> Any:
-        with self._replay.again(), self._held_back(Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH), self._muted():
-            return closure(ddp_sync=True, loss_dict={})
-
-    def finish(self) -> None:
-        state = self._state
-        for algorithm in reversed(state.algorithms):
-            if algorithm.match(Event.AFTER_TRAIN_BATCH, state):
-                algorithm.apply(Event.AFTER_TRAIN_BATCH, state, self._logger)
-        for callback in _acting_on_trained_batch(state):
-            callback.run_event(Event.AFTER_TRAIN_BATCH, state, self._logger)
-
-    def progress(self, index: int) -> float | None:
-        return training_progress(self._state)
-
-    def model(self) -> torch.nn.Module:
-        return self._state.model
-
-    def log(self, metrics: dict[str, float]) -> None:
-        self._logger.log_metrics(metrics)
-
-    @contextmanager
-    def _held_back(self, *events: Event) -> Iterator[None]:
-        """Run the body without the algorithms and callbacks that act on ``events``."""
-        state = self._state
-        algorithms, callbacks = list(state.algorithms), list(state.callbacks)
-        acting = _acting_on_trained_batch(state)
-        state.algorithms = [
-            _AlgorithmExcept(a, events) if any(a.match(event, state) for event in events) else a for a in algorithms
-        ]
-        state.callbacks = [_CallbackExcept(c, events) if c in acting else c for c in callbacks]
-        try:
-            yield
-        finally:
-            state.algorithms, state.callbacks = algorithms, callbacks
-
-    @contextmanager
-    def _muted(self) -> Iterator[None]:
-        """Run the body unseen by callbacks and train metrics."""
-        state = self._state
-        callbacks, metrics = list(state.callbacks), state.train_metrics
-        seen = state.outputs, state.loss
-        state.callbacks, state.train_metrics = [], {}
-        try:
-            yield
-        finally:
-            state.callbacks, state.train_metrics = callbacks, metrics
-            state.outputs, state.loss = seen
-
-
-class _AlgorithmExcept(Algorithm):
-    """An algorithm that does not act on some events."""
-
-    def __init__(self, algorithm: Algorithm, events: Collection[Event]) -> None:
-        self._algorithm = algorithm
-        self._events = events
-
-    def match(self, event: Event, state: State) -> bool:
-        return event not in self._events and self._algorithm.match(event, state)
-
-    def apply(self, event: Event, state: State, logger: Logger) -> int | None:
-        return self._algorithm.apply(event, state, logger)
-
-
-class _CallbackExcept(Callback):
-    """A callback that does not see some events."""
-
-    def __init__(self, callback: Callback, events: Collection[Event]) -> None:
-        self._callback = callback
-        self._events = events
-
-    def run_event(self, event: Event, state: State, logger: Logger) -> None:
-        if event not in self._events:
-            self._callback.run_event(event, state, logger)
-
-
-def _acting_on_trained_batch(state: State) -> list[Callback]:
-    return [
-        c
-        for c in state.callbacks
-        if type(c).after_train_batch is not Callback.after_train_batch or type(c).run_event is not Callback.run_event
-    ]

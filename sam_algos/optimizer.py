@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from sam_algos import tensors
 from sam_algos.displacement import Displacement
 from sam_algos.parts import Decision, Memory, Names, Parts, Step
-from sam_algos.passes import Passes
+from sam_algos.passes import FirstPass, Passes
 from sam_algos.wrapper import WrappedOptimizer
 
 __all__ = ["SharpnessAwareOptimizer"]
@@ -45,6 +45,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         nonfinite (str): What to do with a gradient that is not finite: ``'pass'`` it to the base optimizer, or
             ``'skip'`` the step on all processes, at one more norm and host synchronisation per step.
             Default: ``'pass'``.
+        ascent_fraction (float): The share of the batch that the first pass of a sharp step sees. Default: ``1.0``.
 
     Attributes:
         base_optimizer (torch.optim.Optimizer): The wrapped optimizer.
@@ -68,6 +69,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         *,
         synchronize: bool = False,
         nonfinite: Literal["pass", "skip"] = "pass",
+        ascent_fraction: float = 1.0,
     ) -> None:
         super().__init__(base_optimizer)
         for group in base_optimizer.param_groups:
@@ -76,6 +78,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         self._passes = passes
         self._synchronize = synchronize
         self._nonfinite: Literal["pass", "skip"] = nonfinite
+        self._ascent_fraction = ascent_fraction
         self._memory: Memory = {"step": 0, "sharp": 0, "nonfinite": 0, "policy": parts.policy.initial()}
         self._displacement = Displacement()
         self._names = Names(passes.model)
@@ -124,12 +127,13 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         policy, _, descent = self._parts
         decision = None if policy.reads_gradient else policy.decide(self._memory["policy"], step)
         may_be_sharp = decision is None or decision.sharp
-        loss = self._passes.first(
-            closure,
+        plan = FirstPass(
             synchronize=self._synchronize or policy.reads_gradient or descent.reads_plain or not may_be_sharp,
             repeatable=may_be_sharp,
+            share=self._ascent_fraction if may_be_sharp else 1.0,
             devices={p.device for group in self.param_groups for p in group["params"]},
         )
+        loss = self._passes.first(closure, plan)
         if loss is None:
             return None, Decision(False, {})
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]

@@ -5,30 +5,42 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from sam_algos.replay import Replay
 
-__all__ = ["ClosurePasses", "Passes"]
+__all__ = ["ClosurePasses", "FirstPass", "Passes"]
+
+
+class FirstPass(NamedTuple):
+    """How the pass at the clean weights is to be run.
+
+    Attributes:
+        synchronize: Whether data-parallel processes average this gradient.
+        repeatable: Whether a second pass may follow.
+        share: The share of the samples that it sees, in (0, 1].
+        devices: The devices of the parameters.
+    """
+
+    synchronize: bool
+    repeatable: bool
+    share: float
+    devices: Collection[torch.device]
 
 
 class Passes(ABC):
     """How the loop reaches the training program around it: its passes, its clock and its log."""
 
     @abstractmethod
-    def first(
-        self, closure: Callable[..., Any], *, synchronize: bool, repeatable: bool, devices: Collection[torch.device]
-    ) -> Any:
+    def first(self, closure: Callable[..., Any], plan: FirstPass) -> Any:
         """Run the pass at the clean weights.
 
         Args:
             closure: Zeroes the gradients, runs forward and backward, returns the loss; None on an overflow.
-            synchronize: Whether data-parallel processes average this gradient.
-            repeatable: Whether a second pass may follow.
-            devices: The devices of the parameters.
+            plan: How.
         """
 
     @abstractmethod
@@ -51,7 +63,7 @@ class Passes(ABC):
 
 
 class ClosurePasses(Passes):
-    """A hand-written loop: the closure takes no arguments.
+    """A hand-written loop: the closure takes no arguments, or ``fraction``, the share of the batch to run on.
 
     Args:
         model (torch.nn.Module): The model that the closure runs.
@@ -63,16 +75,14 @@ class ClosurePasses(Passes):
         self._total_steps = total_steps
         self._replay = Replay()
 
-    def first(
-        self, closure: Callable[..., Any], *, synchronize: bool, repeatable: bool, devices: Collection[torch.device]
-    ) -> Any:
+    def first(self, closure: Callable[..., Any], plan: FirstPass) -> Any:
         """Run the closure; under ``no_sync()`` where the model has it and no synchronisation is wanted."""
-        if repeatable:
-            self._replay.record(self._model, devices)
+        if plan.repeatable:
+            self._replay.record(self._model, plan.devices, narrowed=plan.share < 1)
         no_sync = getattr(self._model, "no_sync", None)
-        with nullcontext() if synchronize or no_sync is None else no_sync():
-            loss = closure()
-        if repeatable and getattr(self._model, "gradient_as_bucket_view", False):
+        with nullcontext() if plan.synchronize or no_sync is None else no_sync():
+            loss = closure() if plan.share == 1 else _on_share(closure, plan.share)
+        if plan.repeatable and getattr(self._model, "gradient_as_bucket_view", False):
             # DistributedDataParallel would write the second pass's gradients over these.
             for p in self._model.parameters():
                 p.grad = None if p.grad is None else p.grad.clone()
@@ -90,3 +100,15 @@ class ClosurePasses(Passes):
     def model(self) -> nn.Module:
         """The model given at construction."""
         return self._model
+
+
+def _on_share(closure: Callable[..., Any], share: float) -> Any:
+    try:
+        return closure(fraction=share)
+    except TypeError as error:
+        if "unexpected keyword argument 'fraction'" not in str(error):
+            raise
+        raise TypeError(
+            f"With ascent_fraction={share:g} the closure is called as closure(fraction={share:g}) where it shall run "
+            "on that share of the batch only; write def closure(fraction=1.0)."
+        ) from error

@@ -8,7 +8,7 @@ pass at the clean weights leaves it.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeGuard
 
@@ -21,6 +21,8 @@ from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_module_registration_hook,
 )
+
+from sam_algos.batch import tensors_in
 
 __all__ = ["Replay"]
 
@@ -45,18 +47,6 @@ class _RandomStreams(NamedTuple):
         torch.set_rng_state(self.torch)
         for device, state in self.devices:
             torch.get_device_module(device).set_rng_state(state, device)
-
-
-def _tensors_in(batch: Any) -> Iterator[Tensor]:
-    """The tensors of a batch: a tensor, or any nesting of mappings, lists and tuples."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _tensors_in(value)
-    elif isinstance(batch, (list, tuple)):
-        for value in batch:
-            yield from _tensors_in(value)
 
 
 class _Registrations:
@@ -97,18 +87,23 @@ class Replay:
         """Copy and pickle as a new one: what was found are parts of the original's model."""
         return Replay, ()
 
-    def record(self, model: nn.Module, devices: Collection[torch.device], batch: Any = None) -> None:
+    def record(
+        self, model: nn.Module, devices: Collection[torch.device], batch: Any = None, *, narrowed: bool = False
+    ) -> None:
         """Record the state that the first pass is about to start from.
 
         Args:
             model: The model.
             devices: The devices of its parameters.
             batch: The batch, where the pass may transform it in place.
+            narrowed: Whether the pass sees fewer samples than the second will. What one pass draws and counts is
+                then taken from the second, which sees what a step without it would.
         """
+        self._narrowed = narrowed
         if self._walked is None or self._walked[0] is not model or self._walked[1] != _REGISTRATIONS.count:
             self._walk(model)
         self._devices = devices
-        self._batch = [(tensor, tensor._version, tensor.clone()) for tensor in _tensors_in(batch)]
+        self._batch = [(tensor, tensor._version, tensor.clone()) for tensor in tensors_in(batch)]
         self._buffers = [
             (owner, name, buffer, buffer._version)
             for owner in self._buffer_owners
@@ -169,6 +164,7 @@ class Replay:
             for owner, name, buffer, value in buffers:
                 owner[name] = buffer
                 buffer.copy_(value)
-            for owner, name, _, count in advanced:
-                owner[name] = count
-            streams.restore()
+            if not self._narrowed:
+                for owner, name, _, count in advanced:
+                    owner[name] = count
+                streams.restore()

@@ -152,9 +152,7 @@ def _in_memory_order(*alike: Tensor) -> list[Tensor] | None:
     return None
 
 
-def blocks(
-    *lists: Sequence[Tensor], like: Sequence[Tensor], whole: bool = False
-) -> Iterator[Sequence[Sequence[Tensor]]]:
+def blocks(*lists: Sequence[Tensor], like: Sequence[Tensor], whole: bool = False) -> Iterator[list[list[Tensor]]]:
     """Corresponding parts of lists of tensors, each small enough to stay in a CPU's cache.
 
     A chain of elementwise operations on lists, done block by block, then reads and writes memory once. A block
@@ -172,22 +170,22 @@ def blocks(
     if not lists[0]:
         return
     if whole or _is_sharded(like) or {t.device.type for t in lists[0]} != {"cpu"}:
-        yield [*lists, like]
+        yield [*map(list, lists), list(like)]
         return
     block: list[tuple[Tensor, ...]] = []
     size = 0
     for alike in zip(*lists, strict=True):
         if alike[0].numel() > BLOCK and (flat := _in_memory_order(*alike)):
             for pieces in zip(*(t.split(BLOCK) for t in flat), strict=True):
-                yield [*([piece] for piece in pieces), ()]
+                yield [*([piece] for piece in pieces), []]
             continue
         if size + alike[0].numel() > BLOCK and block:
-            yield [*zip(*block, strict=True), ()]
+            yield [*map(list, zip(*block, strict=True)), []]
             block, size = [], 0
         block.append(alike)
         size += alike[0].numel()
     if block:
-        yield [*zip(*block, strict=True), ()]
+        yield [*map(list, zip(*block, strict=True)), []]
 
 
 def reciprocal(scalar: Tensor) -> Tensor:
@@ -233,17 +231,17 @@ def orthogonalize_(directions: Sequence[Tensor], values: Sequence[Tensor], scale
         torch.add(value, direction, alpha=alpha, out=direction)
 
 
-def _reals(values: Sequence[Tensor]) -> Sequence[Tensor]:
+def _reals(values: Sequence[Tensor]) -> list[Tensor]:
     """Complex tensors as real ones of twice the size."""
     if not any({v.dtype.is_complex for v in values}):
-        return values
+        return list(values)
     return [torch.view_as_real(v) if v.is_complex() else v for v in values]
 
 
-def _together(scalars: Sequence[Tensor]) -> Sequence[Tensor]:
+def _together(scalars: Sequence[Tensor]) -> list[Tensor]:
     """The scalars on one device, for models that span several."""
     device = scalars[0].device
-    return scalars if len({s.device for s in scalars}) == 1 else [s.to(device) for s in scalars]
+    return list(scalars) if len({s.device for s in scalars}) == 1 else [s.to(device) for s in scalars]
 
 
 def _is_sharded(like: Sequence[Any]) -> bool:

@@ -35,8 +35,10 @@ VARIANTS: dict[str, Method] = {
 }
 
 # Every registered method with its defaults: a new one is tested without an edit here.
-_CASES = {name: cls() for name, cls in METHODS.items()} | VARIANTS
+_WHOLE = {name: cls() for name, cls in METHODS.items()} | VARIANTS
+_CASES = _WHOLE | {"sam, a narrow ascent": SAM(ascent_fraction=0.5)}
 each_method = pytest.mark.parametrize("method", _CASES.values(), ids=_CASES)
+each_method_on_the_whole_batch = pytest.mark.parametrize("method", _WHOLE.values(), ids=_WHOLE)
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)),
@@ -87,10 +89,10 @@ class Closure:
         self.set_to_none, self.loss = set_to_none, loss
         self.calls = 0
 
-    def __call__(self) -> Any:
+    def __call__(self, fraction: float = 1.0) -> Any:
         self.calls += 1
         self.optimizer.zero_grad(set_to_none=self.set_to_none)
-        x, y = self.batch
+        x, y = (values[: math.ceil(fraction * len(values))] for values in self.batch)
         loss = self.loss(self.model(x), y)
         loss.backward()
         return loss

@@ -83,6 +83,7 @@ class AESAM(Method):
         lambda_2 (float): Threshold factor at its beginning. Default: ``1.0`` (the paper).
         synchronize (bool): See `Method`; AE-SAM always needs it. Default: ``False``.
         nonfinite (str): See `Method`. Default: ``'pass'``.
+        ascent_fraction (float): See `Method`; 1 here, as the gradient of all is needed. Default: ``1.0``.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -139,6 +140,7 @@ class AELookSAM(Method):
             paper's fraction of about 20 %; the logged fraction says what it does on your data.
         synchronize (bool): See `Method`; AE-LookSAM always needs it. Default: ``False``.
         nonfinite (str): See `Method`. Default: ``'pass'``.
+        ascent_fraction (float): See `Method`; 1 here, as the gradient of all is needed. Default: ``1.0``.
 
     Raises:
         ValueError: If an argument is outside its range.

@@ -60,11 +60,11 @@ class Adaptive(Perturbation):
             torch._foreach_mul_(products, factors)
         return Ascent(directions, tensors.reciprocal(tensors.norm(norms, norms)))
 
-    def _normalization(self, weights: Sequence[Tensor], like: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _normalization(self, weights: list[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
         """``T`` of each, broadcastable to it."""
         if self.scope == "layer":
             return [layer.to(w) + self.eta for w, layer in zip(weights, tensors.norms(weights, like), strict=True)]
-        magnitudes = torch._foreach_abs(weights)
+        magnitudes = list(torch._foreach_abs(weights))
         if self.scope == "filter":
             pairs = zip(weights, like, magnitudes, strict=True)
             magnitudes = [tensors.filter_norms(w, p) if w.ndim > 2 else m for w, p, m in pairs]
@@ -96,6 +96,7 @@ class ASAM(Method):
             Default: ``'element'`` (the official code).
         synchronize (bool): See `Method`. Default: ``False``.
         nonfinite (str): See `Method`. Default: ``'pass'``.
+        ascent_fraction (float): See `Method`. Default: ``1.0``.
 
     Raises:
         ValueError: If an argument is outside its range.

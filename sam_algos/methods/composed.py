@@ -30,6 +30,7 @@ class SharpnessAware(Method):
         descent (Descent): What gradient the base optimizer gets. Default: ``SharpGradient()``.
         synchronize (bool): See `Method`. Default: ``False``.
         nonfinite (str): See `Method`. Default: ``'pass'``.
+        ascent_fraction (float): See `Method`. Default: ``1.0``.
 
     Raises:
         ValueError: If an argument is not a part of its kind.

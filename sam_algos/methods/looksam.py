@@ -92,6 +92,7 @@ class LookSAM(Method):
             vision transformers.
         synchronize (bool): See `Method`; LookSAM always needs it. Default: ``False``.
         nonfinite (str): See `Method`. Default: ``'pass'``.
+        ascent_fraction (float): See `Method`; 1 here, as the gradient of all is needed. Default: ``1.0``.
 
     Raises:
         ValueError: If an argument is outside its range.

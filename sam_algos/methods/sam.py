@@ -93,6 +93,7 @@ class SAM(Method):
         p (float): Order of the norm of the ball. Default: ``2.0``, "typically optimal" (the paper, appendix C.5).
         synchronize (bool): See `Method`. Default: ``False``.
         nonfinite (str): See `Method`. Default: ``'pass'``.
+        ascent_fraction (float): See `Method`; 0.25 takes a step of 2 gradients to 1.25. Default: ``1.0``.
 
     Raises:
         ValueError: If an argument is outside its range.

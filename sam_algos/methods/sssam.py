@@ -56,6 +56,7 @@ class SSSAM(Method):
         seed (int): Seed of the draws. Default: ``0``.
         synchronize (bool): See `Method`. Default: ``False``.
         nonfinite (str): See `Method`. Default: ``'pass'``.
+        ascent_fraction (float): See `Method`. Default: ``1.0``.
 
     Raises:
         ValueError: If an argument is outside its range.

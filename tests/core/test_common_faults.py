@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import Method
-from tests.cases import Closure, each_method, make_batches, make_model, same, snapshot, steps, wrap
+from tests.cases import (
+    Closure,
+    each_method,
+    each_method_on_the_whole_batch,
+    make_batches,
+    make_model,
+    same,
+    snapshot,
+    steps,
+    wrap,
+)
 
 ERRORS: dict[str, BaseException] = {
     "exception": ZeroDivisionError("in the model"),
@@ -30,9 +40,9 @@ class Faulty(Closure):
     def fail(self, *_: Any) -> None:
         raise self.error
 
-    def __call__(self) -> Any:
+    def __call__(self, fraction: float = 1.0) -> Any:
         if self.calls + 1 != self.call:
-            return super().__call__()
+            return super().__call__(fraction)
         last = self.model[-1]
         if self.place == "closure":
             self.fail()
@@ -40,7 +50,7 @@ class Faulty(Closure):
         hook = last.weight.register_hook if self.place == "backward" else last.register_forward_pre_hook
         handle = hook(self.fail)
         try:
-            return super().__call__()
+            return super().__call__(fraction)
         finally:
             handle.remove()
 
@@ -52,8 +62,8 @@ class Overflowing(Closure):
         super().__init__(*args)
         self.call = call
 
-    def __call__(self) -> Any:
-        loss = super().__call__()
+    def __call__(self, fraction: float = 1.0) -> Any:
+        loss = super().__call__(fraction)
         return None if self.calls == self.call else loss
 
 
@@ -139,7 +149,7 @@ def test_a_loss_of_zero_is_a_loss(method: Method) -> None:
     assert not same(snapshot(model), before)
 
 
-@each_method
+@each_method_on_the_whole_batch
 def test_returns_the_loss_at_the_clean_weights(method: Method) -> None:
     model, plain = make_model("mlp"), make_model("mlp")
     optimizer, base = wrap(method, model), wrap(None, plain)

@@ -181,7 +181,7 @@ def test_no_parameter_at_all_may_receive_a_gradient(method: Method) -> None:
     model.requires_grad_(False)
     before = snapshot(model)
     for _ in range(2):
-        optimizer.step(lambda: (model(x) - y).square().mean())
+        optimizer.step(lambda **_: (model(x) - y).square().mean())
     assert same(snapshot(model), before)
     assert optimizer.metrics["sam/nonfinite"] == 0
     model.requires_grad_(True)

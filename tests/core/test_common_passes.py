@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import SAM, Method
-from tests.cases import Closure, each_method, make_batches, make_model, same, steps, wrap
+from tests.cases import (
+    Closure,
+    each_method,
+    each_method_on_the_whole_batch,
+    make_batches,
+    make_model,
+    same,
+    steps,
+    wrap,
+)
 
 
 class CountsCalls(nn.Module):
@@ -60,7 +69,7 @@ def first_step(method: Method | None, name: str) -> nn.Module:
     return model
 
 
-@each_method
+@each_method_on_the_whole_batch
 @pytest.mark.parametrize("name", COUNTING)
 def test_buffers_are_those_of_one_pass_at_the_clean_weights(method: Method, name: str) -> None:
     plain, ours = first_step(None, name), first_step(method, name)
@@ -150,7 +159,7 @@ def test_both_passes_draw_the_same_and_the_streams_go_on_as_without_a_method(met
     assert same(streams, plain_streams)
 
 
-@each_method
+@each_method_on_the_whole_batch
 def test_both_passes_drop_the_same_units(method: Method) -> None:
     model = make_model("dropout")
     optimizer = wrap(method, model)

@@ -13,7 +13,18 @@ from torch import Tensor, nn
 
 from sam_algos import AESAM, SAM, AELookSAM, Method
 from tests import references
-from tests.cases import Closure, distance, each_method, make_batches, make_model, same, snapshot, steps, wrap
+from tests.cases import (
+    Closure,
+    distance,
+    each_method,
+    each_method_on_the_whole_batch,
+    make_batches,
+    make_model,
+    same,
+    snapshot,
+    steps,
+    wrap,
+)
 
 
 @each_method
@@ -97,7 +108,7 @@ def test_schedule_stays_at_its_end(method: type[Method]) -> None:
     assert list(steps(model, optimizer, make_batches(12)))[6:] == [1] * 6
 
 
-@each_method
+@each_method_on_the_whole_batch
 def test_metrics_are_those_of_the_step(method: Method) -> None:
     model, plain = make_model("mlp"), make_model("mlp")
     optimizer = wrap(method, model)

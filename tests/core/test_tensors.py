@@ -158,5 +158,5 @@ def test_blocks_cover_every_element_once_and_correspond(name: str) -> None:
 def test_a_whole_block_has_every_tensor_in_one_piece() -> None:
     a = LAID_OUT["small, large, small"]
     [(block, like)] = tensors.blocks(a, like=a, whole=True)
-    assert block is a
-    assert like is a
+    for one, other, of in zip(block, a, like, strict=True):
+        assert one is other is of

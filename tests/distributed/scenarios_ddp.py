@@ -62,11 +62,12 @@ def resume(name: str, folder: Path) -> dict[str, Any]:
     return {"whole": saved, "resumed": outcome(resumed)}
 
 
-def precise(name: str, synchronize: bool, folder: Path, **options: Any) -> dict[str, Any]:
+def precise(name: str, synchronize: bool, folder: Path, share: float = 1.0, **options: Any) -> dict[str, Any]:
     """In float64, without momentum: what an oracle can follow."""
+    used = method(name, synchronize=synchronize, ascent_fraction=share)
     with recorded_passes() as synced:
         plain_sgd = partial(torch.optim.SGD, lr=0.1)
-        result = train(method(name, synchronize=synchronize), dtype=torch.float64, optimizer=plain_sgd, **options)
+        result = train(used, dtype=torch.float64, optimizer=plain_sgd, **options)
     return {**result, "synced": synced}
 
 
@@ -105,7 +106,10 @@ def hand_written(name: str, bucket_view: bool, folder: Path) -> dict[str, Any]:
     return {"weights": weights(model), "sharp": sharp, "synced": synced}
 
 
-SCENARIOS: dict[str, Callable[[Path], Any]] = {}
+SCENARIOS: dict[str, Callable[[Path], Any]] = {
+    "share": partial(precise, "sam", False, share=0.5),
+    "share-microbatches": partial(precise, "sam", False, share=0.5, device_train_microbatch_size=2),
+}
 for name in METHODS:
     SCENARIOS |= {f"replicas-{name}-{model}": partial(replicas, name, model) for model in MODELS}
     SCENARIOS[f"resume-{name}"] = partial(resume, name)

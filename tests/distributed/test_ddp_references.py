@@ -57,14 +57,17 @@ def on_the_whole_batch(name: str) -> list[torch.Tensor]:
     return [p.detach() for p in model.parameters()]
 
 
-def on_halves(epsilon_of: Callable[[Vector, Vector], Vector]) -> list[torch.Tensor]:
-    """m-sharpness: each process climbs by the gradient of its own half; the sharp gradients are averaged."""
+def on_halves(epsilon_of: Callable[[Vector, Vector], Vector], of: slice = slice(None)) -> list[torch.Tensor]:
+    """m-sharpness: each process climbs by the gradient of its own half; the sharp gradients are averaged.
+
+    ``of`` are the samples of a half that it climbs by.
+    """
     model = fresh_model()
     w = [p.detach() for p in model.parameters()]
     for x, y in batches():
         sharp = []
         for half in ((x[0::2], y[0::2]), (x[1::2], y[1::2])):
-            epsilon = epsilon_of(w, references.gradient(model, w, half, {}))
+            epsilon = epsilon_of(w, references.gradient(model, w, (half[0][of], half[1][of]), {}))
             perturbed = [a + e for a, e in zip(w, epsilon, strict=True)]
             sharp.append(references.gradient(model, perturbed, half, {}))
         w = [a - 0.1 * (s + t) / 2 for a, s, t in zip(w, *sharp, strict=True)]
@@ -87,6 +90,13 @@ def test_synchronize_is_one_process_on_the_whole_batch(found: Found, name: str, 
 def test_sam_climbs_by_its_own_half(found: Found) -> None:
     for rank in found("ddp", 2, "own-sam"):
         check(rank, on_halves(lambda w, g: references.pnorm_epsilon(g, 0.1, 2)))
+
+
+@pytest.mark.parametrize(("scenario", "of"), [("share", slice(2)), ("share-microbatches", slice(None, None, 2))])
+def test_sam_climbs_by_a_share_of_its_own_half(found: Found, scenario: str, of: slice) -> None:
+    """The first two of four samples; with microbatches of two, the first of each."""
+    for rank in found("ddp", 2, scenario):
+        check(rank, on_halves(lambda w, g: references.pnorm_epsilon(g, 0.1, 2), of))
 
 
 def test_asam_climbs_by_its_own_half(found: Found) -> None:

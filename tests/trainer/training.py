@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -100,8 +101,9 @@ def by_hand(
         torch.manual_seed(11)
         for batch in data:
 
-            def closure(batch: Any = batch) -> Tensor:
+            def closure(batch: Any = batch, fraction: float = 1.0) -> Tensor:
                 optimizer.zero_grad()
+                batch = [values[: math.ceil(fraction * len(values))] for values in batch]
                 loss = model.loss(model(batch), batch)
                 loss.backward()
                 return loss

@@ -1,0 +1,178 @@
+"""An ascent on a share of the batch: the first pass of a sharp step sees its first samples, all else is as without."""
+
+from __future__ import annotations
+
+import math
+from collections import namedtuple
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sam_algos import AESAM, ASAM, SAM, SSSAM, AELookSAM, GradientNorm, LookSAM, Reuse, SharpnessAware
+from sam_algos.batch import first_samples
+from tests.cases import Closure, make_batches, make_model, same, snapshot, steps, wrap
+
+SHARES = {1.0: 7, 0.5: 4, 0.25: 2, 0.01: 1}  # of the 7 samples of each batch
+
+
+class Seen(Closure):
+    """Notes how many samples each pass was asked for."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.asked: list[tuple[float, ...]] = []
+
+    def __call__(self, *args: float, **kwargs: float) -> Any:
+        self.asked.append((*args, *kwargs.values()))
+        return super().__call__(*args, **kwargs)
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_a_step_climbs_by_the_gradient_of_the_first_samples_and_descends_by_that_of_all(share: float) -> None:
+    """Against the equation, in float64 and by hand."""
+    model, optimizer_of = make_model("mlp", torch.float64), lambda m: torch.optim.SGD(m.parameters(), lr=0.05)
+    [(x, y)] = make_batches(1, torch.float64)
+    params = list(model.parameters())
+    few = torch.autograd.grad(nn.functional.mse_loss(model(x[: SHARES[share]]), y[: SHARES[share]]), params)
+    norm = math.sqrt(sum(float(g.square().sum()) for g in few))
+    climbed = {name: p + 0.1 * g / norm for (name, p), g in zip(model.named_parameters(), few, strict=True)}
+    at_climbed = torch.func.functional_call(model, climbed, (x,))
+    sharp = torch.autograd.grad(nn.functional.mse_loss(at_climbed, y), list(climbed.values()))
+    expected = [p - 0.05 * g for p, g in zip(params, sharp, strict=True)]
+    optimizer = SAM(rho=0.1, ascent_fraction=share).wrap(optimizer_of(model), model=model)
+    optimizer.step(Closure(model, optimizer, (x, y)))
+    assert optimizer.metrics["sam/grad_norm"] == pytest.approx(norm, rel=1e-12)
+    for p, value in zip(params, expected, strict=True):
+        assert torch.allclose(p, value, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", [SAM(ascent_fraction=0.5, interval=2), ASAM(ascent_fraction=0.5)], ids=str)
+def test_only_the_first_pass_of_a_sharp_step_sees_a_share(method: SAM | ASAM) -> None:
+    model = make_model("mlp")
+    optimizer = wrap(method, model)
+    for batch in make_batches(4):
+        closure = Seen(model, optimizer, batch)
+        optimizer.step(closure)
+        assert closure.asked == ([(0.5,), ()] if optimizer.metrics["sam/applied"] else [()])
+
+
+def test_the_whole_batch_is_asked_for_in_no_words() -> None:
+    model = make_model("mlp")
+    optimizer = wrap(SAM(ascent_fraction=1.0), model)
+    [(x, y)] = make_batches(1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        return loss
+
+    assert math.isfinite(optimizer.step(closure).item())
+
+
+def test_the_random_streams_end_where_a_plain_step_leaves_them() -> None:
+    ends = []
+    for method in (None, SAM(ascent_fraction=0.5), SSSAM(probability=0.5, ascent_fraction=0.3)):
+        model = make_model("dropout")
+        torch.manual_seed(5)
+        list(steps(model, wrap(method, model), make_batches(4)))
+        ends.append(torch.get_rng_state())
+    assert same(ends[0], ends[1])
+    assert same(ends[0], ends[2])
+
+
+def test_batch_norm_counts_the_pass_at_the_clean_weights() -> None:
+    model, few = make_model("batchnorm"), make_model("batchnorm")
+    [(x, y)] = make_batches(1)
+    few(x[:4])
+    optimizer = wrap(SAM(rho=5.0, ascent_fraction=0.5), model)
+    optimizer.step(Closure(model, optimizer, (x, y)))
+    assert same(dict(model.named_buffers()), dict(few.named_buffers()))
+
+
+@pytest.mark.parametrize("method", [AESAM, AELookSAM, LookSAM])
+def test_methods_that_need_the_gradient_of_all_refuse_a_share(method: type) -> None:
+    reader = "Reuse" if method is LookSAM else "GradientNorm"
+    with pytest.raises(ValueError, match=rf"{method.__name__}\(ascent_fraction=0.5\).* must be 1 with {reader}"):
+        method(ascent_fraction=0.5)
+    assert method(ascent_fraction=1.0) == method()
+
+
+def test_combinations_refuse_a_share_where_a_part_needs_the_gradient_of_all() -> None:
+    with pytest.raises(ValueError, match="must be 1 with GradientNorm"):
+        SharpnessAware(policy=GradientNorm(), ascent_fraction=0.5)
+    with pytest.raises(ValueError, match="must be 1 with Reuse"):
+        SharpnessAware(descent=Reuse(), ascent_fraction=0.5)
+    assert SharpnessAware(ascent_fraction=0.5).ascent_fraction == 0.5
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.5, 1.5, float("nan"), "0.5", True, None])
+def test_a_share_is_a_number_in_its_range(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"ascent_fraction must be a number in \(0, 1\]"):
+        SAM(ascent_fraction=value)
+
+
+def test_a_closure_that_cannot_run_on_a_share_is_told_how() -> None:
+    model = make_model("mlp")
+    optimizer = wrap(SAM(ascent_fraction=0.5), model)
+    before = snapshot(model, optimizer)
+    with pytest.raises(TypeError, match=r"write def closure\(fraction=1.0\)"):
+        optimizer.step(lambda: 1 / 0)
+    assert same(snapshot(model, optimizer), before)
+
+
+def test_another_type_error_in_the_closure_stays_what_it_is() -> None:
+    model = make_model("mlp")
+    optimizer = wrap(SAM(ascent_fraction=0.5), model)
+
+    def closure(fraction: float = 1.0) -> Any:
+        raise TypeError("labels must be integers")
+
+    with pytest.raises(TypeError, match=r"^labels must be integers$"):
+        optimizer.step(closure)
+
+
+Pair = namedtuple("Pair", "x y")
+X, Y = torch.arange(12.0).view(6, 2), torch.arange(6)
+
+BATCHES: dict[str, tuple[Any, Any]] = {
+    "tensor": (X, X[:3]),
+    "tuple": ((X, Y), (X[:3], Y[:3])),
+    "list": ([X, Y], [X[:3], Y[:3]]),
+    "named tuple": (Pair(X, Y), Pair(X[:3], Y[:3])),
+    "mapping": ({"x": X, "y": Y}, {"x": X[:3], "y": Y[:3]}),
+    "nested": ({"in": (X, {"mask": Y}), "y": Y}, {"in": (X[:3], {"mask": Y[:3]}), "y": Y[:3]}),
+    "values for all": ({"x": X, "scale": 2.0, "t": torch.ones(())}, {"x": X[:3], "scale": 2.0, "t": torch.ones(())}),
+    "values for each": ((X, ["a", "b", "c", "d", "e", "f"]), (X[:3], ["a", "b", "c"])),
+    "as many tensors as samples": ((X[:2], Y[:2]), (X[:1], Y[:1])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_first_samples_keep_the_structure(name: str) -> None:
+    batch, expected = BATCHES[name]
+    found = first_samples(batch, 0.5)
+    assert type(found) is type(expected)
+    assert same(found, expected)
+
+
+def test_first_samples_are_views() -> None:
+    assert first_samples((X, Y), 0.5)[0].data_ptr() == X.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("share", "count"), [(1.0, 30), (0.5, 15), (0.1, 3), (1 / 3, 10), (0.34, 11), (1e-9, 1), (0.999, 30)]
+)
+def test_shares_are_rounded_up_to_whole_samples(share: float, count: int) -> None:
+    assert len(first_samples(torch.zeros(30), share)) == count
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [((X, torch.zeros(4, 2)), "4 and 6 samples"), (["a"], "no tensor"), (torch.tensor(1.0), "no tensor"), (None, "no")],
+)
+def test_what_has_no_samples_cannot_be_shared(batch: Any, found: str) -> None:
+    with pytest.raises(ValueError, match=f"ascent_fraction < 1 needs batches .*{found}"):
+        first_samples(batch, 0.5)

@@ -1,0 +1,173 @@
+"""An ascent on a share of each microbatch, inside the Trainer: see also the column in `tests.trainer.matrix`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import composer.algorithms as ca
+import pytest
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import InMemoryLogger, Logger
+from composer.models import ComposerClassifier
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics import Metric
+
+from sam_algos import ASAM, SAM, Method
+from tests.trainer.training import AlgorithmOn, by_hand, classifier, fit, logged, same, trainer, weights
+
+HALF = SAM(ascent_fraction=0.5)
+
+
+class Spy(AlgorithmOn):
+    """Copies what the loss is computed from, pass after pass."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        super().__init__(
+            Event.AFTER_LOSS,
+            lambda state: self.seen.append(tuple(t.detach().clone() for t in (*state.batch, state.outputs))),
+        )
+
+
+@pytest.mark.parametrize("method", [HALF, ASAM(ascent_fraction=0.3), SAM(interval=2, ascent_fraction=0.5)], ids=str)
+def test_the_trainer_takes_the_steps_of_a_hand_written_loop(method: Method) -> None:
+    model = classifier(nn.BatchNorm1d(8))
+    expected, _, memory = by_hand(method, classifier(nn.BatchNorm1d(8)))
+    run = fit(method, model=model)
+    assert same(weights(run), expected)
+    assert memory["sharp"] > 0
+
+
+def test_every_microbatch_is_narrowed() -> None:
+    spy = Spy()
+    fit(
+        spy,
+        SAM(ascent_fraction=0.5, interval=2),
+        model=classifier(),
+        device_train_microbatch_size=2,
+        max_duration="2ba",
+    )
+    assert [len(x) for x, _, _ in spy.seen] == [1, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.filterwarnings("ignore:Some targets have less than 1 total probability")  # Composer's, by rounding
+@pytest.mark.parametrize(
+    "algorithms",
+    [
+        [lambda: ca.MixUp(interpolate_loss=False)],
+        [lambda: ca.MixUp(interpolate_loss=True)],
+        [lambda: ca.LabelSmoothing(0.1)],
+        [lambda: ca.MixUp(interpolate_loss=False), lambda: ca.LabelSmoothing(0.1)],
+        [lambda: ca.LabelSmoothing(0.1), lambda: ca.MixUp(interpolate_loss=False)],
+    ],
+    ids=["mixup", "mixup of losses", "label smoothing", "mixup, label smoothing", "label smoothing, mixup"],
+)
+def test_a_sample_has_one_input_and_one_label_in_both_passes(algorithms: list[Any]) -> None:
+    spy, used = Spy(), [make() for make in algorithms]
+    fit(*used, spy, HALF, model=classifier(), device_train_microbatch_size=2)
+    passes = list(zip(spy.seen[::4] + spy.seen[1::4], spy.seen[2::4] + spy.seen[3::4], strict=True))
+    assert len(passes) == 2 * 12
+    for (x, y, _), (every_x, every_y, _) in passes:
+        assert len(x) * 2 == len(every_x)
+        assert torch.equal(x, every_x[: len(x)])
+        assert torch.equal(y, every_y[: len(y)])
+
+
+def test_what_mixup_keeps_is_of_the_whole_batch_after_the_step() -> None:
+    mixup = ca.MixUp()
+    fit(mixup, HALF, model=classifier())
+    assert len(mixup.permuted_target) == 4
+
+
+class CountsSamples(Metric):
+    """How many samples it was given, and how often outputs and targets were not of as many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("samples", torch.tensor(0))
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        assert len(outputs) == len(targets)
+        self.samples += len(outputs)
+
+    def compute(self) -> Tensor:
+        return self.samples
+
+
+@pytest.mark.parametrize(("method", "samples"), [(HALF, 12), (SAM(), 24), (SAM(ascent_fraction=0.5, interval=2), 18)])
+def test_train_metrics_see_the_samples_of_the_first_pass(method: Method, samples: int) -> None:
+    net = nn.Linear(6, 3)
+    model = ComposerClassifier(net, num_classes=3, train_metrics=CountsSamples())
+    run = fit(method, model=model, max_duration="1ep", loggers=InMemoryLogger())
+    assert sum(logged(run, "metrics/train/CountsSamples")[:6]) == samples
+    assert not {"eval_forward", "update_metric"} & vars(model).keys()
+
+
+def test_a_method_of_the_models_own_instance_comes_back() -> None:
+    model = classifier()
+    kept = vars(model)["eval_forward"] = lambda batch, outputs=None: outputs
+    fit(HALF, model=model, max_duration="1ba")
+    assert vars(model)["eval_forward"] is kept
+
+
+class Untidy(Algorithm):
+    """Makes a batch whose tensors have different first dimensions."""
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.BEFORE_FORWARD
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        x, y = state.batch
+        state.batch = (x, (y, torch.zeros(1)))
+
+
+def test_a_batch_without_one_number_of_samples_is_refused_and_changes_nothing() -> None:
+    model = classifier()
+    model.loss = lambda outputs, batch: nn.functional.cross_entropy(outputs, batch[1][0])
+    run = trainer(Untidy(), HALF, model=model)
+    before = weights(run)
+    algorithms = len(run.state.algorithms)
+    with pytest.raises(ValueError, match=r"ascent_fraction < 1 needs batches whose tensors agree .* 1 and 4 samples"):
+        run.fit()
+    assert same(weights(run), before)
+    assert len(run.state.algorithms) == algorithms
+
+
+class Texts(torch.utils.data.Dataset):
+    """Mappings, as tokenised text is."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"x": torch.full((6,), float(index)), "y": index % 3, "name": str(index)}
+
+
+class OnMappings(ComposerClassifier):
+    """Notes what it was given."""
+
+    def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
+        return {}
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        self.names.append(list(batch["name"]))
+        return self.module(batch["x"])
+
+    def loss(self, outputs: Tensor, batch: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        return nn.functional.cross_entropy(outputs, batch["y"])
+
+
+def test_mappings_and_lists_of_strings_are_narrowed() -> None:
+    model = OnMappings(nn.Linear(6, 3), num_classes=3)
+    model.names = []
+    fit(HALF, model=model, data=DataLoader(Texts(), batch_size=4), max_duration="1ba")
+    assert model.names == [["0", "1"], ["0", "1", "2", "3"]]
+
+
+def test_loss_logged_is_that_of_the_samples_of_the_first_pass() -> None:
+    spy = Spy()
+    run = fit(spy, HALF, model=classifier(), loggers=InMemoryLogger())
+    losses = [nn.functional.cross_entropy(outputs, y).item() for _, y, outputs in spy.seen[::2]]
+    assert logged(run, "loss/train/total") == pytest.approx(losses, rel=1e-6)

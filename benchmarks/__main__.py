@@ -25,6 +25,7 @@ has measured when interrupted: --resume goes on.
 """
 
 
+_NETWORKS = ("mlp", "resnet18", "resnet20", "vit_s16")
 _SECONDS = {"cost": 240.0, "phases": 60.0}
 
 
@@ -62,11 +63,11 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     commands = parser.add_subparsers(dest="command", required=True, metavar="cost|phases|pareto|sweep|report")
     cost = commands.add_parser("cost", help="step time against the share of sharp steps, beside other packages")
     _add_recipe(cost)
-    _add_timing(cost, workloads=("recipe", "mlp", "resnet18"))
+    _add_timing(cost, workloads=("recipe", *_NETWORKS), modes=("trainer", "bare", "ddp"))
     cost.add_argument("--all", action="store_true", help="all methods at all fractions, on resnet18 too")
     _add_common(cost)
     phases = commands.add_parser("phases", help="where a sharp step's time goes, against the copying of memory")
-    _add_timing(phases, workloads=("mlp", "resnet18"))
+    _add_timing(phases, workloads=_NETWORKS, modes=("trainer", "bare"))
     models = ["resnet50", "vit_s16", "tiny"]
     phases.add_argument("--tensors", nargs="*", choices=models, default=models, help="whose tensors are moved")
     _add_common(phases)
@@ -93,14 +94,15 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="what to change in it")
 
 
-def _add_timing(parser: argparse.ArgumentParser, workloads: tuple[str, ...]) -> None:
-    parser.add_argument("--workloads", nargs="*", choices=workloads, help=f"default: {' '.join(workloads)}")
+def _add_timing(parser: argparse.ArgumentParser, workloads: tuple[str, ...], modes: tuple[str, ...]) -> None:
+    usual = " ".join(name for name in workloads if name in ("recipe", "mlp", "resnet18"))
+    parser.add_argument("--workloads", nargs="*", choices=workloads, help=f"default: {usual}; quick: no resnet18")
     parser.add_argument(
         "--seconds", type=float, help="to measure for each table (default: cost 240, phases 60; quick: 14)"
     )
     parser.add_argument("--rounds", type=_positive, help="at least that many rounds (default: 10; quick: 3)")
     parser.add_argument(
-        "--modes", nargs="+", choices=("trainer", "bare"), default=["trainer", "bare"], help="which loops"
+        "--modes", nargs="+", choices=modes, default=["trainer", "bare"], help="which loops (default: trainer bare)"
     )
 
 

@@ -27,18 +27,18 @@ _ALWAYS, _NEVER = -1e9, 1e9  # thresholds of AE-SAM
 _STEPS = 10**9  # of the training that a bare loop is said to be part of
 
 
-def contenders(*, essential: bool, bare: bool) -> dict[str, Contender]:
+def contenders(*, essential: bool, mode: str) -> dict[str, Contender]:
     """All whose steps are compared, by name.
 
     Args:
         essential: Leave out what only shows the line between no and all sharp steps.
-        bare: For the bare loop, not for the Trainer.
+        mode: In which of `benchmarks.loops.LOOPS`.
 
     Returns:
         dict[str, Contender]: The baselines first.
     """
     found = _installed([*_baselines(), *_ours(), *_peers()])
-    return {c.name: c for c in found if (c.essential or not essential) and (bare or not c.bare_only)}
+    return {c.name: c for c in found if (c.essential or not essential) and (not c.modes or mode in c.modes)}
 
 
 def optimizer_sides() -> dict[str, Contender]:
@@ -72,6 +72,10 @@ def _baselines() -> Iterator[Contender]:
 def _ours() -> Iterator[Contender]:
     for k in (1, 2, 5, 10):
         yield _method(f"SAM(interval={k})", "SAM, interval", SAM(interval=k), essential=k == 1)
+    for share in (0.25, 0.5):
+        method = SAM(ascent_fraction=share)
+        yield _method(f"SAM(ascent_fraction={share:g})", "SAM, ascent_fraction", method, essential=share == 0.25)
+    yield _method("SAM(synchronize=True)", "SAM, synchronize", SAM(synchronize=True), essential=True, modes=("ddp",))
     for p in (0.0, 0.25, 0.5, 0.75, 1.0):
         yield _method(f"SSSAM(probability={p:g})", "SSSAM, probability", SSSAM(probability=p))
     for c in (_ALWAYS, -1.0, -0.5, 0.0, 1.0, _NEVER):
@@ -97,11 +101,11 @@ def _peers() -> Iterator[Contender]:
         yield _popular(f"LookSAM(k={k})", line, essential=k == 1, k=k, alpha=0.1)
 
 
-def _method(name: str, line: str, method: Method, *, essential: bool = False) -> Contender:
+def _method(name: str, line: str, method: Method, *, essential: bool = False, modes: tuple[str, ...] = ()) -> Contender:
     def wrap(base: Optimizer, model: nn.Module) -> Optimizer:
         return method.wrap(base, model=model, total_steps=_STEPS)
 
-    return Contender(name, line, OURS, wrap, lambda: method, essential=essential)
+    return Contender(name, line, OURS, wrap, lambda: method, essential=essential, modes=modes)
 
 
 def _composer(name: str, line: str, interval: int) -> Contender:
@@ -121,7 +125,7 @@ def _popular(what: str, line: str, *, essential: bool = False, **options: Any) -
         module = import_module(POPULAR)
         return FirstPassOutside(module.LookSAM if "k" in options else module.SAM, base, rho=0.05, **options)
 
-    return Contender(f"{POPULAR}'s {what}", line, POPULAR, wrap, bare_only=True, essential=essential)
+    return Contender(f"{POPULAR}'s {what}", line, POPULAR, wrap, essential=essential, modes=("bare", "ddp"))
 
 
 def _as_it_is(base: Optimizer, _: nn.Module) -> Optimizer:

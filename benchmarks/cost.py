@@ -33,7 +33,7 @@ def measure(args: Namespace, result: Result) -> None:
     for name, workload in workloads(args.workloads, args.recipe_path, args.overrides).items():
         essential = not args.all and (workload.essential or (args.quick and name != "recipe"))
         for mode in args.modes:
-            chosen = contenders(essential=essential, bare=mode == "bare")
+            chosen = contenders(essential=essential or (mode == "ddp" and not args.all), mode=mode)
             key = f"{name}/{mode}"
             table = result.data.setdefault(key, {"title": f"{workload.title}, {WHERE[mode]}"})
             try:

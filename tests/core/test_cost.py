@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sam_algos import AESAM, ASAM, SAM, AELookSAM, LookSAM, Method
@@ -124,3 +126,64 @@ def test_tensors_kept_per_parameter(method: Method, buffers: int) -> None:
     list(steps(model, optimizer, make_batches(6)))
     for p in model.parameters():
         assert sum(v is not None for v in optimizer.state[p].values()) == buffers
+
+
+def peak(function: Any) -> int:
+    """The most bytes that were allocated at once beyond what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    changes = [event.nbytes() for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(changes))
+
+
+PEAKS: dict[str, tuple[Method, float]] = {
+    "sam": (SAM(), 1),
+    "sam, p=inf": (SAM(p=float("inf")), 1),
+    "sam, flat": (SAM(interval=9), 0),
+    "asam": (ASAM(), 1),
+    "asam, filter": (ASAM(scope="filter"), 1),
+    "aesam, sharp": (AESAM(lambda_1=-9.0, lambda_2=-9.0), 1),
+    "aesam, flat": (AESAM(lambda_1=9.0, lambda_2=9.0), 0),
+    "looksam, sharp": (LookSAM(k=1), 2),
+    "looksam, flat": (LookSAM(k=9), 0),
+}
+
+
+@pytest.mark.parametrize("name", PEAKS)
+def test_memory_of_a_step_beyond_a_plain_one(name: str) -> None:
+    """In copies of the parameters, as PyTorch's profiler counts allocations."""
+    method, copies = PEAKS[name]
+    peaks = []
+    for used in (None, method):
+        model = nn.Sequential(*(nn.Linear(300, 300, bias=False) for _ in range(3)))
+        optimizer = wrap(used, model, "sgd")
+        closure = Closure(model, optimizer, (torch.randn(2, 300), torch.randn(2, 300)))
+        optimizer.step(closure)
+        optimizer.zero_grad()
+        peaks.append(peak(lambda: optimizer.step(closure)))  # noqa: B023
+        if used is not None:
+            assert optimizer.metrics["sam/applied"] == ("flat" not in name)
+    size = sum(p.nbytes for p in model.parameters())
+    assert copies - 0.05 <= (peaks[1] - peaks[0]) / size <= copies + 0.05
+
+
+SYNCHRONISATIONS: dict[str, tuple[Method, int]] = {
+    "sam": (SAM(), 1),
+    "sam, flat": (SAM(interval=9), 1),
+    "asam": (ASAM(), 1),
+    "aesam, sharp": (AESAM(lambda_1=-9.0, lambda_2=-9.0), 1),
+    "aesam, flat": (AESAM(lambda_1=9.0, lambda_2=9.0), 1),
+}
+
+
+@pytest.mark.parametrize("name", SYNCHRONISATIONS)
+def test_scalars_that_a_step_brings_to_the_host(name: str) -> None:
+    """The gradient's norm, for the log and for a policy that reads it; the scale stays where it is."""
+    method, expected = SYNCHRONISATIONS[name]
+    model = nn.Sequential(*(nn.Linear(6, 6, bias=False) for _ in range(9)))
+    optimizer = wrap(method, model, "sgd")
+    closure = Closure(model, optimizer, (torch.randn(2, 6), torch.randn(2, 6)))
+    optimizer.step(closure)
+    with CountOps() as ops:
+        optimizer.step(closure)
+    assert ops.calls["_local_scalar_dense"] == expected

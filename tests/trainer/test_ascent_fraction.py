@@ -81,6 +81,26 @@ def test_what_mixup_keeps_is_of_the_whole_batch_after_the_step() -> None:
     assert len(mixup.permuted_target) == 4
 
 
+class Remembers(Algorithm):
+    """Has a tensor of its own that is as long as a batch by chance, and reads it before each forward pass."""
+
+    def __init__(self) -> None:
+        self.kept = torch.ones(4)
+        self.found: list[int] = []
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in (Event.BEFORE_FORWARD, Event.BEFORE_LOSS)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        self.found.append(len(self.kept))
+
+
+def test_what_an_algorithm_did_not_make_of_the_batch_is_left_alone() -> None:
+    algorithm = Remembers()
+    fit(algorithm, HALF, model=classifier())
+    assert set(algorithm.found) == {4}
+
+
 class CountsSamples(Metric):
     """How many samples it was given, and how often outputs and targets were not of as many."""
 

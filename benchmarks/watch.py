@@ -85,6 +85,7 @@ class Watched(Delegate):
         around = self._watch.around
         if isinstance(optimizer, SharpnessAwareOptimizer):
             policy, perturbation, descent = optimizer._parts
+            around(optimizer, "_observe", "norm")
             around(policy, "decide", "norm" if policy.reads_gradient else "framework")
             around(perturbation, "ascend", "norm", then="perturb")
             around(optimizer._passes, "second", "replay", then="restore")

@@ -136,12 +136,16 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         loss = self._passes.first(closure, plan)
         if loss is None:
             return None, Decision(False, {})
-        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        step.observe(params, self._names, self.state)
-        _ = step.grad_norm  # now: descent, gradient clipping and the perturbation overwrite the gradients
+        self._observe(step)
         if decision is None:
             decision = policy.decide(self._memory["policy"], step)
         return loss, decision if step.params else decision._replace(sharp=False)  # no gradient to climb by
+
+    def _observe(self, step: Step) -> None:
+        """Take in the plain gradient and its norm, before descent, clipping and perturbation overwrite it."""
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        step.observe(params, self._names, self.state)
+        _ = step.grad_norm
 
     def _second_pass(self, step: Step, closure: Callable[..., Any]) -> Any:
         """Run the pass at the perturbed weights; it leaves ``g_s`` on the parameters, and the weights as they were."""

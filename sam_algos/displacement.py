@@ -13,7 +13,7 @@ __all__ = ["Displacement"]
 
 SMALL = 8192  # elements; up to here a call costs more than a second pass over a tensor that is still in cache
 
-_Layout = tuple[type, torch.dtype, tuple[int, ...], int, bool]
+_Layout = tuple[type, torch.dtype, tuple[int, ...], int]
 
 
 class Displacement:
@@ -145,8 +145,7 @@ def _by_scale_and_device(
 def _layouts(values: Sequence[Tensor]) -> list[_Layout]:
     """What a buffer must share with a parameter to stand in for it; the size of the storage tells a view apart."""
     sizes = [v.untyped_storage().nbytes() for v in values]
-    strides, dtypes = [v.stride() for v in values], [v.dtype for v in values]
-    return list(zip(map(type, values), dtypes, strides, sizes, [v.requires_grad for v in values], strict=True))
+    return list(zip(map(type, values), [v.dtype for v in values], [v.stride() for v in values], sizes, strict=True))
 
 
 def _is_alone_in_its_storage(param: Tensor, w: Tensor) -> bool:

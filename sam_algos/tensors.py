@@ -1,4 +1,4 @@
-"""Arithmetic on lists of tensors; the only file that knows ``torch._foreach``, DTensor and collectives.
+"""Arithmetic on lists of tensors; the only file that knows shards and their collectives.
 
 Everything here treats a list of tensors as one long vector. Where parameters are sharded (DTensor), the lists
 hold each rank's local shards and ``like`` names the parameters they belong to, so that norms and inner products

@@ -13,7 +13,7 @@ from benchmarks.contenders import AGAIN, FLOOR, PLAIN, contenders
 from benchmarks.loops import LOOPS, WHERE
 from benchmarks.results import BenchmarkError, Result
 from benchmarks.seats import Contender, Seat
-from benchmarks.summary import agrees, compare
+from benchmarks.summary import PEERS, SHARP, agrees, compare, median_interval, ratios
 from benchmarks.timing import Rotation
 from benchmarks.workloads import Workload, workloads
 
@@ -76,8 +76,9 @@ def summarize(table: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         dict: ``rows`` by contender (see `benchmarks.summary.compare`), ``base_share`` (the base optimizer's
-        share of a plain step), and ``a_a`` and ``cpu_a_a``, the ratio of two equal contenders, with
-        ``conclusive`` whether both are 1.
+        share of a plain step), ``a_a`` and ``cpu_a_a``, the ratio of two equal contenders, with ``conclusive``
+        whether both are 1, and ``against``, by peer the median ratio of this package's SAM step to the peer's and
+        its 95 % interval.
     """
     samples = table["samples"]
     plain, floor = samples[PLAIN], samples[FLOOR]
@@ -91,5 +92,10 @@ def summarize(table: dict[str, Any]) -> dict[str, Any]:
         "a_a": a_a,
         "cpu_a_a": cpu_a_a,
         "conclusive": agrees(a_a) and agrees(cpu_a_a),
+        "against": {
+            peer: [statistics.median(ours), *median_interval(ours)]
+            for peer in PEERS
+            if peer in samples and (ours := ratios(samples[SHARP]["wall"], samples[peer]["wall"]))
+        },
         "rows": rows,
     }

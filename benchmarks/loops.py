@@ -80,7 +80,7 @@ def ddp_loop(trainer: Trainer, chosen: Mapping[str, Contender], rotation: Rotati
         raise BenchmarkError("--modes ddp measures on CPUs, and this machine has a GPU: hide it")
     with tempfile.TemporaryDirectory() as folder:
         run = partial(_ddp_rank, folder, trainer, chosen, seat)
-        other = multiprocessing.get_context("fork").Process(target=run, args=(1, None), daemon=True)
+        other = multiprocessing.get_context("fork").Process(target=run, args=(1, None))
         other.start()
         try:
             run(0, rotation)

@@ -124,10 +124,10 @@ def train(recipe: Recipe) -> dict[str, Any]:
         run.trainer.state.callbacks.append(curve)
         run.trainer.fit()
         run.trainer.close()
-    fraction = run.times.fraction
+    second = getattr(run.trainer.state.optimizers[0], "_ascent_fraction", 1.0)  # of a gradient, on a sharp step
     return {
         "seconds": round(curve.seconds, 4), "cpu_seconds": round(curve.cpu_seconds, 4),
-        "gradients": 1 + fraction, "steps": sum(map(len, run.times.seconds.values())),
+        "gradients": 1 + run.times.fraction * second, "steps": sum(map(len, run.times.seconds.values())),
         "accuracy": curve.points[-1][1], "curve": curve.points, "load": load_average()[0],
     }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,7 +68,9 @@ def _fractions(axes: Axes, table: dict[str, Any]) -> None:
     for row in table["rows"].values():
         if row["package"] != "torch":
             lines.setdefault(row["line"], []).append(row)
+    styles: dict[str, Iterator[str]] = {}
     for line, rows in lines.items():
+        style = next(styles.setdefault(_color(line), itertools.cycle(("-", "--", "-."))))
         rows.sort(key=lambda row: row["gradients"])
         x, y = [row["gradients"] - 1 for row in rows], [row["ratio"][1] for row in rows]
         spread = [
@@ -76,9 +79,11 @@ def _fractions(axes: Axes, table: dict[str, Any]) -> None:
         ]
         axes.errorbar(
             x, y, yerr=spread, label=line, color=_color(line), marker=_MARKERS.get(rows[0]["package"], "o"),
-            markersize=4, linewidth=1, elinewidth=0.6, alpha=0.85,
+            markersize=4, linestyle=style, linewidth=1, elinewidth=0.6, alpha=0.85,
         )  # fmt: skip
-    axes.set(xlabel="fraction f of sharp steps", ylabel="time per step, plain = 1")
+    axes.set(
+        xlabel="f: gradients per step beyond the first (the fraction of sharp steps)", ylabel="time per step, plain = 1"
+    )
     axes.legend(fontsize=7, frameon=False)
 
 

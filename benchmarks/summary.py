@@ -7,6 +7,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+SHARP = "SAM(interval=1)"
+PEERS = ("Composer's SAM(interval=1)", "pytorch_optimizer's SAM")
+"""The contenders whose step is the same as that of `SHARP`, this package's."""
+
 AGREEMENT = 0.01
 """How far from 1 the ratio of two equal implementations may be before nothing is concluded."""
 
@@ -76,6 +80,23 @@ def compare(columns: Columns, plain: Columns, floor: Columns) -> dict[str, Any]:
     if "peak" in columns:
         shown["peak_mb"] = max(columns["peak"]) / 1e6
     return shown
+
+
+def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """The confidence interval of a median, which assumes nothing of how the values are spread.
+
+    Args:
+        values: At least one.
+        level: Its probability; fewer than six values cannot give 0.95, and their whole range is the answer.
+
+    Returns:
+        tuple: Two of the values.
+    """
+    from scipy.stats import binom  # scikit-learn brings it
+
+    ordered = sorted(values)
+    rank = max(0, int(binom.ppf((1 - level) / 2, len(ordered), 0.5)) - 1)
+    return ordered[rank], ordered[-1 - rank]
 
 
 def agrees(ratio: float) -> bool:

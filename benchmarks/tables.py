@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.results import Result
+from benchmarks.summary import SHARP
 
 CAPTIONS = {
     "cost": "Wall-clock against the share of sharp steps",
@@ -85,8 +86,8 @@ def _cost(summary: dict[str, Any]) -> Iterator[Table]:
         notes = [
             f"{table['rounds']} rounds, {table['parameters']:,} parameters. The base optimizer takes "
             f"{_percent(table['base_share'])} of a plain step, so the ideal ratio is 1 + {ideal:.3f} f at a "
-            "fraction f of sharp steps. The floor is two closures and one base step, measured in the same "
-            "rounds.",
+            "fraction f of sharp steps; with ascent_fraction f is that much less. The floor is two closures and "
+            "one base step, measured in the same rounds.",
             cost_verdict(table),
         ]
         yield Table(table["title"], [*header, *peak], rows, notes)
@@ -97,16 +98,15 @@ def cost_verdict(table: dict[str, Any]) -> str:
     if not table["conclusive"]:
         found = f"{table['a_a']:.3f} (CPU {table['cpu_a_a']:.3f})"
         return f"No verdict: two equal optimizers came out at a ratio of {found}, not 1.00 ± 0.01."
-    over = {name: row for name, row in table["rows"].items() if row["over_floor"] is not None}
-    ours = over["SAM(interval=1)"]["over_floor"]
-    peers = {
-        name: over[name]["over_floor"]
-        for name in ("Composer's SAM(interval=1)", "pytorch_optimizer's SAM")
-        if name in over
-    }
-    ahead = "ahead of every peer" if all(ours < peer for peer in peers.values()) else "not ahead of every peer"
-    others = "".join(f"; {name}: {_percent(peer)}" for name, peer in peers.items())
-    return f"A/A {table['a_a']:.3f}. SAM's step over the floor: {_percent(ours)}{others}: {ahead}."
+    over = {name: _percent(table["rows"][name]["over_floor"]) for name in (SHARP, *table["against"])}
+    peers = "".join(f" {_against(peer, over[peer], ratio)}" for peer, ratio in table["against"].items())
+    return f"A/A {table['a_a']:.3f}. SAM's step over the floor: {over[SHARP]}.{peers}"
+
+
+def _against(peer: str, over: str, ratio: Sequence[float]) -> str:
+    median, low, high = ratio
+    verdict = "ours is faster" if high < 1 else "ours is slower" if low > 1 else "they cannot be told apart"
+    return f"{peer}: {over}; ours / its {median:.3f}, 95 % interval {low:.3f}–{high:.3f}: {verdict}."
 
 
 def _phases(summary: dict[str, Any]) -> Iterator[Table]:

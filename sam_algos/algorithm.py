@@ -13,11 +13,11 @@ from composer.loggers import Logger
 from torch.optim import Optimizer
 
 from sam_algos.optimizer import SharpnessAwareOptimizer
-from sam_algos.options import Options, Share
+from sam_algos.options import Fraction, Options
 from sam_algos.parts import Parts
 from sam_algos.passes import ClosurePasses, Passes
 from sam_algos.sharded import load_without, refuse_fsdp1
-from sam_algos.trainer import TrainerPasses
+from sam_algos.trainer_passes import TrainerPasses
 
 __all__ = ["Method"]
 
@@ -35,16 +35,18 @@ class Method(Options, Algorithm, ABC):
         nonfinite (str): A gradient that is not finite is handed to the base optimizer (``'pass'``), or the step
             is skipped on all processes (``'skip'``) at one more norm and host synchronisation per step. It never
             enters a policy's statistics. Default: ``'pass'``, as training without a method does.
-        ascent_fraction (float): The share of each microbatch, in (0, 1] and rounded up to whole samples, that the
-            first pass of a sharp step sees; it only has to find the direction of the ascent, and costs that much
-            less. Loss, metrics, ``sam/grad_norm`` and the statistics of BatchNorm are then those of these samples.
-            Not with policies and descents that need the plain gradient of the whole batch. Default: ``1.0``, as the
-            papers do.
+        ascent_fraction (float): The fraction of each microbatch, its first samples, that the first pass of a sharp
+            step sees; in (0, 1], rounded up to whole samples and to two where there are two. That pass only has to
+            find the direction of the ascent, and then costs this fraction of a gradient. Loss, metrics,
+            ``sam/grad_norm`` and the statistics of BatchNorm are those of its samples; inputs and labels are as in
+            the second pass, dropout is not. Not for samples that depend on one another, such as stacked pairs, nor
+            with layers that need more samples (GhostBatchNorm's ghost batch), nor with policies and descents that
+            need the plain gradient of the whole batch. Default: ``1.0``, as the papers do.
     """
 
     synchronize: bool = field(default=False, kw_only=True)
     nonfinite: Literal["pass", "skip"] = field(default="pass", kw_only=True)
-    ascent_fraction: Share = field(default=1.0, kw_only=True)
+    ascent_fraction: Fraction = field(default=1.0, kw_only=True)
     _live: list[SharpnessAwareOptimizer] = field(default_factory=list, init=False, compare=False, kw_only=True)
 
     @abstractmethod

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor
@@ -23,13 +24,14 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
             yield from tensors_in(value)
 
 
-def first_samples(batch: Any, share: float) -> Any:
+def first_samples(batch: Any, fraction: float) -> Any:
     """The first samples of a batch, as views of its tensors.
 
     Args:
-        batch: Its tensors have the samples as their first dimension; tensors without dimensions are left as they
-            are, and so is what is no tensor, except for lists and tuples of a value for each sample.
-        share: How many of the samples, in (0, 1]; rounded up.
+        batch: Its tensors have the samples as their first dimension, as for Composer's own splitting; tensors without
+            dimensions are left as they are, and so is what is no tensor, except for lists and tuples that have as many
+            entries as there are samples.
+        fraction: How many of the samples, in (0, 1]; rounded up, and to two where there are two, as BatchNorm needs.
 
     Returns:
         A batch of the same structure.
@@ -44,15 +46,21 @@ def first_samples(batch: Any, share: float) -> Any:
             "ascent_fraction < 1 needs batches whose tensors agree on their first dimension, the samples; this "
             f"{type(batch).__name__} has {found}."
         )
-    count = math.ceil(share * sizes[0] * (1 - 1e-9))  # so that 0.1 of 30 is 3
-    return _first(batch, sizes[0], count)
+    [size] = sizes
+    count = math.ceil(fraction * size * (1 - 1e-9))  # so that 0.07 of 100 is 7
+    return _first(batch, size, min(size, max(2, count)))
 
 
 def _first(value: Any, size: int, count: int) -> Any:
     if isinstance(value, Tensor):
         return value[:count] if value.ndim else value
     if isinstance(value, Mapping):
-        return {key: _first(item, size, count) for key, item in value.items()}
+        items = {key: _first(item, size, count) for key, item in value.items()}
+        if type(value) is dict or not isinstance(value, MutableMapping):
+            return items
+        narrowed = copy.copy(value)  # a tokenizer's batch has attributes too
+        narrowed.update(items)
+        return narrowed
     if isinstance(value, (list, tuple)):
         if len(value) == size and not any(True for _ in tensors_in(value)):
             return value[:count]

@@ -114,9 +114,11 @@ def _displaced(
             moved[i] = torch.add(weights[i], directions[i], alpha=alpha, out=directions[i] if reuse[i] else None)
         # A few calls however many tensors, and the scale stays on its device.
         together = sorted(set(group).difference(large)) if large else group
-        for i in together:
-            if not reuse[i]:
-                moved[i] = torch.empty_like(weights[i]).copy_(directions[i])
+        if fresh := [i for i in together if not reuse[i]]:
+            buffers = [torch.empty_like(weights[i]) for i in fresh]
+            torch._foreach_copy_(buffers, [directions[i] for i in fresh])
+            for i, buffer in zip(fresh, buffers, strict=True):
+                moved[i] = buffer
         if together:
             torch._foreach_mul_([moved[i] for i in together], scale)
             torch._foreach_add_([moved[i] for i in together], [weights[i] for i in together])

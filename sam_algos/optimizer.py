@@ -1,7 +1,7 @@
 """The step: the only place where a sharpness-aware method takes one.
 
 `SharpnessAwareOptimizer` wraps any PyTorch optimizer and needs nothing but PyTorch; Composer's side is in
-`sam_algos.algorithm`.
+`sam_algos.algorithm` and `sam_algos.trainer_passes`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 
 from sam_algos import tensors
 from sam_algos.displacement import Displacement
-from sam_algos.parts import Decision, Memory, Names, Parts, Step
+from sam_algos.names import Names
+from sam_algos.parts import Decision, Memory, Parts, Step
 from sam_algos.passes import FirstPass, Passes
 from sam_algos.wrapper import WrappedOptimizer
 
@@ -45,7 +46,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         nonfinite (str): What to do with a gradient that is not finite: ``'pass'`` it to the base optimizer, or
             ``'skip'`` the step on all processes, at one more norm and host synchronisation per step.
             Default: ``'pass'``.
-        ascent_fraction (float): The share of the batch that the first pass of a sharp step sees. Default: ``1.0``.
+        ascent_fraction (float): How much of the batch the first pass of a sharp step sees. Default: ``1.0``.
 
     Attributes:
         base_optimizer (torch.optim.Optimizer): The wrapped optimizer.
@@ -130,7 +131,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         plan = FirstPass(
             synchronize=self._synchronize or policy.reads_gradient or descent.reads_plain or not may_be_sharp,
             repeatable=may_be_sharp,
-            share=self._ascent_fraction if may_be_sharp else 1.0,
+            fraction=self._ascent_fraction if may_be_sharp else 1.0,
             devices={p.device for group in self.param_groups for p in group["params"]},
         )
         loss = self._passes.first(closure, plan)

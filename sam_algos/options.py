@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 __all__ = [
     "Finite",
+    "Fraction",
     "NonNegative",
     "NormOrder",
     "Options",
@@ -23,7 +24,6 @@ __all__ = [
     "Probability",
     "Range",
     "Seed",
-    "Share",
     "UnitInterval",
 ]
 
@@ -53,7 +53,7 @@ Positive: TypeAlias = Annotated[float, _number("a finite number > 0", lambda v: 
 NonNegative: TypeAlias = Annotated[float, _number("a finite number >= 0", lambda v: 0 <= v < math.inf)]
 Finite: TypeAlias = Annotated[float, _number("a finite number", lambda v: -math.inf < v < math.inf)]
 UnitInterval: TypeAlias = Annotated[float, _number("a number in [0, 1)", lambda v: 0 <= v < 1)]
-Share: TypeAlias = Annotated[float, _number("a number in (0, 1]", lambda v: 0 < v <= 1)]
+Fraction: TypeAlias = Annotated[float, _number("a number in (0, 1]", lambda v: 0 < v <= 1)]
 Probability: TypeAlias = Annotated[float, _number("a number in [0, 1]", lambda v: 0 <= v <= 1)]
 NormOrder: TypeAlias = Annotated[float, _number("a number >= 1, infinity included", lambda v: v >= 1)]
 PositiveInt: TypeAlias = Annotated[int, Range("an integer >= 1", lambda v: _is_int(v) and v >= 1)]

@@ -33,7 +33,7 @@ first is synchronised between processes, and what must be stored.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -42,32 +42,13 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import tensors
+from sam_algos.names import Names
 from sam_algos.options import Options, Positive
 
-__all__ = ["Ascent", "Decision", "Descent", "Memory", "Names", "Parts", "Perturbation", "Policy", "Step"]
+__all__ = ["Ascent", "Decision", "Descent", "Memory", "Parts", "Perturbation", "Policy", "Step"]
 
 Memory = dict[str, Any]
 """What a policy remembers: Python numbers by name, equal on all ranks."""
-
-
-class Names:
-    """The names of parameters in a model; it is searched when other parameters are asked for than the last time.
-
-    Args:
-        model: Gives the model.
-    """
-
-    def __init__(self, model: Callable[[], nn.Module]) -> None:
-        self._model = model
-        self._params: list[Tensor] = []
-        self._names: list[str] = []
-
-    def __call__(self, params: Sequence[Tensor]) -> list[str]:
-        """The name of each, empty for one that is not in the model."""
-        if list(map(id, params)) != list(map(id, self._params)):
-            found = {id(p): name for name, p in self._model().named_parameters()}
-            self._params, self._names = list(params), [found.get(id(p), "") for p in params]
-        return self._names
 
 
 class Step:
@@ -81,7 +62,7 @@ class Step:
         progress: The share of training that is done, ``t / T`` in [0, 1]; None where ``T`` is unknown.
         params: The parameters that received a gradient in the first pass.
         weights: Their values ``w``.
-        grads: The plain gradient ``g`` of the mini-batch at ``w``, before any gradient clipping.
+        grads: The plain gradient ``g`` at ``w`` of the samples that the first pass saw, before any gradient clipping.
         spare_grads: Whether nothing needs ``grads`` after the ascent, so that a perturbation may write into them.
     """
 
@@ -171,7 +152,7 @@ class Policy(Options, ABC):
 
     Attributes:
         reads_gradient: Whether the decision needs the plain gradient of the whole batch. The first pass of every
-            step is then synchronised between processes, and its norm is brought to the host.
+            step then sees all of it and is synchronised between processes, and its norm is brought to the host.
         reads_progress: Whether the decision needs the total number of steps.
     """
 
@@ -224,7 +205,8 @@ class Descent(Options, ABC):
 
     Attributes:
         reads_plain: Whether a sharp step needs the plain gradient beside the sharp one: it is then kept through
-            the second pass (one copy of the parameters) and the first pass is synchronised between processes.
+            the second pass (one copy of the parameters), and the first pass sees the whole batch and is synchronised
+            between processes.
         buffers: Names of the tensors it remembers for each parameter. They live in the base optimizer's state,
             and so in its checkpoint.
     """

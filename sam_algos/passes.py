@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
@@ -21,13 +22,13 @@ class FirstPass(NamedTuple):
     Attributes:
         synchronize: Whether data-parallel processes average this gradient.
         repeatable: Whether a second pass may follow.
-        share: The share of the samples that it sees, in (0, 1].
+        fraction: How much of the batch it sees, in (0, 1].
         devices: The devices of the parameters.
     """
 
     synchronize: bool
     repeatable: bool
-    share: float
+    fraction: float
     devices: Collection[torch.device]
 
 
@@ -63,7 +64,7 @@ class Passes(ABC):
 
 
 class ClosurePasses(Passes):
-    """A hand-written loop: the closure takes no arguments, or ``fraction``, the share of the batch to run on.
+    """A hand-written loop: the closure takes no arguments, or ``fraction``, of the batch to run on.
 
     Args:
         model (torch.nn.Module): The model that the closure runs.
@@ -78,10 +79,10 @@ class ClosurePasses(Passes):
     def first(self, closure: Callable[..., Any], plan: FirstPass) -> Any:
         """Run the closure; under ``no_sync()`` where the model has it and no synchronisation is wanted."""
         if plan.repeatable:
-            self._replay.record(self._model, plan.devices, narrowed=plan.share < 1)
+            self._replay.record(self._model, plan.devices, narrowed=plan.fraction < 1)
         no_sync = getattr(self._model, "no_sync", None)
         with nullcontext() if plan.synchronize or no_sync is None else no_sync():
-            loss = closure() if plan.share == 1 else _on_share(closure, plan.share)
+            loss = closure() if plan.fraction == 1 else _on_fraction(closure, plan.fraction)
         if plan.repeatable and getattr(self._model, "gradient_as_bucket_view", False):
             # DistributedDataParallel would write the second pass's gradients over these.
             for p in self._model.parameters():
@@ -102,13 +103,12 @@ class ClosurePasses(Passes):
         return self._model
 
 
-def _on_share(closure: Callable[..., Any], share: float) -> Any:
+def _on_fraction(closure: Callable[..., Any], fraction: float) -> Any:
     try:
-        return closure(fraction=share)
-    except TypeError as error:
-        if "unexpected keyword argument 'fraction'" not in str(error):
-            raise
+        inspect.signature(closure).bind(fraction=fraction)
+    except TypeError:
         raise TypeError(
-            f"With ascent_fraction={share:g} the closure is called as closure(fraction={share:g}) where it shall run "
-            "on that share of the batch only; write def closure(fraction=1.0)."
-        ) from error
+            f"With ascent_fraction={fraction:g} the closure is called as closure(fraction={fraction:g}) where it shall "
+            "run on that much of the batch only; write def closure(fraction=1.0)."
+        ) from None
+    return closure(fraction=fraction)

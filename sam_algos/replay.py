@@ -24,10 +24,10 @@ from torch.nn.modules.module import (
 
 from sam_algos.batch import tensors_in
 
-__all__ = ["Replay"]
+__all__ = ["RandomStreams", "Replay"]
 
 
-class _RandomStreams(NamedTuple):
+class RandomStreams(NamedTuple):
     """The state of every random stream that a forward pass can draw from."""
 
     python: Any
@@ -36,12 +36,20 @@ class _RandomStreams(NamedTuple):
     devices: list[tuple[torch.device, Tensor]]
 
     @classmethod
-    def record(cls, devices: Collection[torch.device]) -> _RandomStreams:
+    def record(cls, devices: Collection[torch.device]) -> RandomStreams:
+        """The streams as they are, those of ``devices`` among them."""
         accelerators = [d for d in devices if d.type in ("cuda", "mps")]
         states = [(d, torch.get_device_module(d).get_rng_state(d)) for d in accelerators]
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), states)
 
+    def equal(self, other: RandomStreams) -> bool:
+        """Whether the same numbers would be drawn."""
+        ours, theirs = ([s.torch, *(state for _, state in s.devices)] for s in (self, other))
+        numpy = all(np.array_equal(a, b) for a, b in zip(self.numpy, other.numpy, strict=True))
+        return numpy and self.python == other.python and all(map(torch.equal, ours, theirs))
+
     def restore(self) -> None:
+        """Draw from here again."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.torch)
@@ -111,7 +119,7 @@ class Replay:
             if buffer is not None
         ]
         self._counts = [(owner, name, owner[name]) for owner, name in self._counters if name in owner]
-        self._streams = _RandomStreams.record(devices)
+        self._streams = RandomStreams.record(devices)
 
     def _walk(self, model: nn.Module) -> None:
         """Find what a pass may change; done anew only when some module or buffer has been registered."""
@@ -131,7 +139,7 @@ class Replay:
     @contextmanager
     def again(self) -> Iterator[None]:
         """Run the body as a repetition of the first pass that leaves no trace of its own."""
-        streams = _RandomStreams.record(self._devices)
+        streams = RandomStreams.record(self._devices)
         batch, self._batch = self._batch, []
         buffers = [
             (owner, name, current, current.clone())
@@ -152,6 +160,9 @@ class Replay:
                 vars(norm)["track_running_stats"] = False  # as the attribute is set, without nn.Module's bookkeeping
             self._streams.restore()
             yield
+            if self._narrowed:
+                streams = RandomStreams.record(self._devices)
+                advanced = [(owner, name, count, owner[name]) for owner, name, count, _ in advanced]
         except BaseException:
             if self._sharded and self._walked is not None:
                 # FSDP2 would go on computing with the perturbed weights that it had gathered when the pass failed.
@@ -164,7 +175,6 @@ class Replay:
             for owner, name, buffer, value in buffers:
                 owner[name] = buffer
                 buffer.copy_(value)
-            if not self._narrowed:
-                for owner, name, _, count in advanced:
-                    owner[name] = count
-                streams.restore()
+            for owner, name, _, count in advanced:
+                owner[name] = count
+            streams.restore()

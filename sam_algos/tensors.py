@@ -1,4 +1,4 @@
-"""Arithmetic on lists of tensors; the only file that knows shards and their collectives.
+"""Arithmetic on lists of tensors, sharded ones too.
 
 Everything here treats a list of tensors as one long vector. Where parameters are sharded (DTensor), the lists
 hold each rank's local shards and ``like`` names the parameters they belong to, so that norms and inner products
@@ -7,7 +7,7 @@ are those of the whole vector: a shard's own norm would be a silent error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from torch.distributed.tensor import DTensor
 __all__ = [
     "HostValue",
     "add_scaled_",
-    "blocks",
     "dot",
     "filter_norms",
+    "in_memory_order",
+    "is_sharded",
     "largest",
     "local",
     "norm",
@@ -33,10 +34,9 @@ __all__ = [
     "wrap_like",
 ]
 
-BLOCK = 262144  # elements: three such blocks fit a core's share of the last-level cache
 SMALL = 2048  # elements: up to here copying a tensor costs less than a call
 _DOTTED = {torch.float32, torch.float64}  # what torch.dot multiplies without losing digits
-TINY = 1e-30  # below any norm a training run can meet, above float32's smallest normal number
+TINY = 1e-18  # a smaller norm may be what underflow has left: the square of 1e-19 is float32's smallest normal number
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def wrap_like(shard: Tensor, like: Tensor) -> Tensor:
 
 def shards(values: Sequence[Any]) -> list[Any]:
     """This rank's part of each tensor; None stays None."""
-    return [local(v) for v in values] if _is_sharded(values) else list(values)
+    return [local(v) for v in values] if is_sharded(values) else list(values)
 
 
 def own_gradients_(params: Sequence[Tensor]) -> None:
@@ -81,7 +81,7 @@ def norms(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     for found in {v.dtype for v in values}:
         dtype = torch.promote_types(dtype, found.to_real())
     each = torch.stack(_together(torch._foreach_norm(_reals(values), 2, dtype=dtype)))
-    return each if not _is_sharded(like) else _sum_over_shards(each.square(), like).sqrt()
+    return each if not is_sharded(like) else _sum_over_shards(each.square(), like).sqrt()
 
 
 def filter_norms(values: Tensor, like: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def norm(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     """``‖values‖``, the L2 norm of all tensors as one vector; a scalar tensor (zero for an empty list)."""
     if not values:
         return torch.zeros(())
-    if {v.device.type for v in values} == {"cpu"} and {v.dtype for v in values} <= _DOTTED and not _is_sharded(like):
+    if {v.device.type for v in values} == {"cpu"} and {v.dtype for v in values} <= _DOTTED and not is_sharded(like):
         return dot(values, values, ()).sqrt()
     return torch.linalg.vector_norm(norms(values, like))
 
@@ -126,7 +126,7 @@ def _inner(x: Tensor, y: Tensor) -> Tensor:
     if x.is_complex():
         x, y = torch.view_as_real(x), torch.view_as_real(y)
     if x.dtype == y.dtype and x.dtype in _DOTTED:
-        flat = _in_memory_order(x) if y is x else _in_memory_order(x, y)
+        flat = in_memory_order(x) if y is x else in_memory_order(x, y)
         if flat is not None:
             return torch.dot(flat[0], flat[-1])
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -135,7 +135,7 @@ def _inner(x: Tensor, y: Tensor) -> Tensor:
 
 def _packed(values: Sequence[Tensor], like: Sequence[Tensor]) -> Sequence[Tensor]:
     """On a CPU, all the small tensors as one, whose copying costs less than a call for each."""
-    if len(values) == 1 or _is_sharded(like) or {v.device.type for v in values} != {"cpu"}:
+    if len(values) == 1 or is_sharded(like) or {v.device.type for v in values} != {"cpu"}:
         return values
     small = [v for v in values if v.numel() <= SMALL]
     if len(small) < 2:
@@ -143,7 +143,7 @@ def _packed(values: Sequence[Tensor], like: Sequence[Tensor]) -> Sequence[Tensor
     return [_flatten_dense_tensors(small), *(v for v in values if v.numel() > SMALL)]
 
 
-def _in_memory_order(*alike: Tensor) -> list[Tensor] | None:
+def in_memory_order(*alike: Tensor) -> list[Tensor] | None:
     """The tensors as vectors whose elements correspond, without a copy; None where they cannot be."""
     if all(t.is_contiguous() for t in alike):
         return [t.view(-1) for t in alike]
@@ -152,45 +152,9 @@ def _in_memory_order(*alike: Tensor) -> list[Tensor] | None:
     return None
 
 
-def blocks(*lists: Sequence[Tensor], like: Sequence[Tensor], whole: bool = False) -> Iterator[list[list[Tensor]]]:
-    """Corresponding parts of lists of tensors, each small enough to stay in a CPU's cache.
-
-    A chain of elementwise operations on lists, done block by block, then reads and writes memory once. A block
-    holds several small tensors, or a piece of a large one. Elsewhere than on a CPU, and for sharded parameters, the
-    one block is the whole; there is none for empty lists.
-
-    Args:
-        *lists: Aligned lists.
-        like: The parameters that they belong to.
-        whole: Whether the operations need each tensor in one piece; there is then one block.
-
-    Yields:
-        The parts, and with them the parameters that they belong to; none where these are not sharded.
-    """
-    if not lists[0]:
-        return
-    if whole or _is_sharded(like) or {t.device.type for t in lists[0]} != {"cpu"}:
-        yield [*map(list, lists), list(like)]
-        return
-    block: list[tuple[Tensor, ...]] = []
-    size = 0
-    for alike in zip(*lists, strict=True):
-        if alike[0].numel() > BLOCK and (flat := _in_memory_order(*alike)):
-            for pieces in zip(*(t.split(BLOCK) for t in flat), strict=True):
-                yield [*([piece] for piece in pieces), []]
-            continue
-        if size + alike[0].numel() > BLOCK and block:
-            yield [*map(list, zip(*block, strict=True)), []]
-            block, size = [], 0
-        block.append(alike)
-        size += alike[0].numel()
-    if block:
-        yield [*map(list, zip(*block, strict=True)), []]
-
-
-def reciprocal(scalar: Tensor) -> Tensor:
-    """``1 / scalar`` for a norm: finite at zero, where what it scales is zero too; NaN stays NaN."""
-    return scalar.clamp_min(TINY).reciprocal()
+def reciprocal(scalar: Tensor, least: float = TINY) -> Tensor:
+    """``1 / scalar`` for a norm: finite at zero, where what it scales vanishes too; NaN stays NaN."""
+    return scalar.clamp_min(least).reciprocal()
 
 
 class HostValue:
@@ -244,14 +208,15 @@ def _together(scalars: Sequence[Tensor]) -> list[Tensor]:
     return list(scalars) if len({s.device for s in scalars}) == 1 else [s.to(device) for s in scalars]
 
 
-def _is_sharded(like: Sequence[Any]) -> bool:
+def is_sharded(like: Sequence[Any]) -> bool:
+    """Whether any of them is a DTensor."""
     return any(issubclass(kind, DTensor) for kind in set(map(type, like)))
 
 
 def _sum_over_shards(each: Tensor, like: Sequence[Tensor], op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
     """Complete per-tensor sums over the ranks that hold the other shards of each tensor."""
     groups: dict[tuple, list[int]] = {}
-    for i, p in enumerate(like if _is_sharded(like) else ()):
+    for i, p in enumerate(like if is_sharded(like) else ()):
         if isinstance(p, DTensor):
             sharded = tuple(dim for dim, placement in enumerate(p.placements) if placement.is_shard())
             groups.setdefault((p.device_mesh, sharded), []).append(i)

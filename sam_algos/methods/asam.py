@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sam_algos import tensors
 from sam_algos.algorithm import Method
+from sam_algos.blocks import blocks
 from sam_algos.methods.sam import Interval, SharpGradient
 from sam_algos.options import NonNegative, Positive
 from sam_algos.parts import Ascent, Parts, Perturbation, Step
@@ -51,9 +52,11 @@ class Adaptive(Perturbation):
             for i in normalized:
                 directions[i] = step.grads[i].clone()
         others = sorted(set(range(len(directions))).difference(normalized))
-        norms = [tensors.norm([directions[i] for i in others], [step.params[i] for i in others])]
+        norms = []
+        if others:
+            norms.append(tensors.norm([directions[i] for i in others], [step.params[i] for i in others]))
         like, w, d = ([values[i] for i in normalized] for values in (step.params, step.weights, directions))
-        for weights, products, of in tensors.blocks(w, d, like=like, whole=self.scope != "element"):
+        for weights, products, of in blocks(w, d, like=like, whole=self.scope != "element"):
             factors = self._normalization(weights, of)
             torch._foreach_mul_(products, factors)
             norms.append(tensors.norm(products, of))

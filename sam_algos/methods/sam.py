@@ -59,7 +59,7 @@ class PNorm(Perturbation):
             return Ascent([g.sgn() for g in step.grads], torch.ones_like(peak))
         # Powers of |g| / max|g| neither overflow nor vanish, and the factor cancels.
         q = self.p / (self.p - 1)
-        inverse = tensors.reciprocal(peak)
+        inverse = tensors.reciprocal(peak, torch.finfo(torch.float32).tiny)
         directions = [g.sgn() * (g.abs() * inverse).pow_(q - 1) for g in step.grads]
         q_norm_to_q = step.dot(directions, step.grads) * inverse
         return Ascent(directions, tensors.reciprocal(q_norm_to_q.pow(1 / self.p)))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.pareto import summarize, twice
 from benchmarks.plots import frontier
-from benchmarks.summary import Quartiles, agrees, compare, interval
+from benchmarks.summary import Quartiles, agrees, compare, interval, median_interval
 
 positive = st.floats(1e-3, 1e3)
 
@@ -34,6 +34,13 @@ def test_interval_is_students():
     assert mean == 2.0
     assert half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)  # t table: 2 degrees of freedom, 97.5 %
     assert interval([4.0]) == (4.0, None)
+
+
+@pytest.mark.parametrize(("n", "rank"), [(1, 0), (5, 0), (6, 0), (9, 1), (25, 7)])
+def test_interval_of_a_median_is_the_sign_tests(n: int, rank: int):
+    """Ranks from the table of the sign test at 5 %, two-sided."""
+    values = [float((7 * i) % n) for i in range(n)] if math.gcd(7, n) == 1 else [float(i) for i in range(n)]
+    assert median_interval(values) == (rank, n - 1 - rank)
 
 
 def columns(wall: list[float], passes: list[float]) -> dict[str, list[float]]:

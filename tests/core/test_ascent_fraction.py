@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import namedtuple
+from collections import UserDict, namedtuple
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from sam_algos import AESAM, ASAM, SAM, SSSAM, AELookSAM, GradientNorm, LookSAM,
 from sam_algos.batch import first_samples
 from tests.cases import Closure, make_batches, make_model, same, snapshot, steps, wrap
 
-SHARES = {1.0: 7, 0.5: 4, 0.25: 2, 0.01: 1}  # of the 7 samples of each batch
+SHARES = {1.0: 7, 0.5: 4, 0.25: 2}  # of the 7 samples of each batch
 
 
 class Seen(Closure):
@@ -123,6 +123,25 @@ def test_a_closure_that_cannot_run_on_a_share_is_told_how() -> None:
     assert same(snapshot(model, optimizer), before)
 
 
+def test_an_error_in_the_second_pass_leaves_the_streams_where_the_first_ended() -> None:
+    model = make_model("dropout")
+    optimizer = wrap(SAM(ascent_fraction=0.5), model)
+    [batch] = make_batches(1)
+    ends: list[Tensor] = []
+
+    class Failing(Closure):
+        def __call__(self, fraction: float = 1.0) -> Any:
+            loss = super().__call__(fraction)
+            ends.append(torch.get_rng_state())
+            if self.calls == 2:
+                raise ZeroDivisionError
+            return loss
+
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(Failing(model, optimizer, batch))
+    assert torch.equal(torch.get_rng_state(), ends[0])
+
+
 def test_another_type_error_in_the_closure_stays_what_it_is() -> None:
     model = make_model("mlp")
     optimizer = wrap(SAM(ascent_fraction=0.5), model)
@@ -146,7 +165,7 @@ BATCHES: dict[str, tuple[Any, Any]] = {
     "nested": ({"in": (X, {"mask": Y}), "y": Y}, {"in": (X[:3], {"mask": Y[:3]}), "y": Y[:3]}),
     "values for all": ({"x": X, "scale": 2.0, "t": torch.ones(())}, {"x": X[:3], "scale": 2.0, "t": torch.ones(())}),
     "values for each": ((X, ["a", "b", "c", "d", "e", "f"]), (X[:3], ["a", "b", "c"])),
-    "as many tensors as samples": ((X[:2], Y[:2]), (X[:1], Y[:1])),
+    "as many tensors as samples": ((X[:3], Y[:3], X[:3]), (X[:2], Y[:2], X[:2])),
 }  # fmt: skip
 
 
@@ -163,11 +182,22 @@ def test_first_samples_are_views() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "count"), [(1.0, 100), (0.5, 50), (0.07, 7), (0.29, 29), (1 / 3, 34), (1e-9, 1), (0.999, 100)]
+    ("share", "count"), [(1.0, 100), (0.5, 50), (0.07, 7), (0.29, 29), (1 / 3, 34), (1e-9, 2), (0.999, 100)]
 )
 def test_shares_are_rounded_up_to_whole_samples(share: float, count: int) -> None:
-    """And not by what a float has too much: ``0.07 * 100`` is more than 7."""
+    """And not by what a float has too much: ``0.07 * 100`` is more than 7. BatchNorm needs two."""
     assert len(first_samples(torch.zeros(100), share)) == count
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 1), (2, 2), (3, 2), (0, 0)])
+def test_a_small_batch_keeps_two_samples_where_it_has_two(size: int, count: int) -> None:
+    assert len(first_samples(torch.zeros(size), 0.25)) == count
+
+
+def test_a_tokenizers_batch_keeps_its_type() -> None:
+    found = first_samples(UserDict(x=X, y=Y), 0.5)
+    assert isinstance(found, UserDict)
+    assert same(dict(found), {"x": X[:3], "y": Y[:3]})
 
 
 @pytest.mark.parametrize(

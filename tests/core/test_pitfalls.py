@@ -177,3 +177,23 @@ def test_wrap_names_what_is_not_an_optimizer_or_a_model(arguments: dict[str, Non
     given = {"optimizer": torch.optim.SGD(model.parameters(), lr=0.1), "model": model, **arguments}
     with pytest.raises(ValueError, match=rf"SAM.wrap\({next(iter(arguments))}=None\)"):
         SAM().wrap(**given)
+
+
+@pytest.mark.parametrize("size", [1e-15, 1e-19, 1e-21, 1e-24, 1e-38])
+@pytest.mark.parametrize(
+    ("method", "p"), [(SAM(rho=0.5), 2), (SAM(rho=0.5, p=3.0), 3), (ASAM(rho=0.5), 2)], ids=["sam", "sam, p=3", "asam"]
+)
+def test_a_vanishing_gradient_does_not_throw_the_weights_away(method: Method, p: float, size: float) -> None:
+    """Its squares underflow in float32, and so may its norm: the perturbation is never longer than its radius."""
+    model = nn.Linear(30, 30, bias=False)
+    nn.init.ones_(model.weight)
+    optimizer = method.wrap(torch.optim.SGD(model.parameters(), lr=0.0), model=model)
+    seen = []
+
+    def closure() -> float:
+        seen.append(model.weight.detach().clone())
+        model.weight.grad = torch.full((30, 30), size)
+        return 1.0
+
+    optimizer.step(closure)
+    assert float(torch.linalg.vector_norm(seen[1] - seen[0], p)) <= 0.5 * 1.01 * 1.01  # ASAM's ball is scaled by 1 + η

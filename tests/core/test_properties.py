@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_algos import SAM, Adaptive, GradientNorm, PNorm, Reuse
-from sam_algos.parts import Names, Perturbation, Step
+from sam_algos.names import Names
+from sam_algos.parts import Perturbation, Step
 from tests.cases import VARIANTS, Closure, make_batches, same, snapshot, wrap
 from tests.references import dot, norm
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sam_algos import tensors
+from sam_algos.blocks import BLOCK, blocks
 
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
 SHAPES: dict[str, list[tuple[int, ...]]] = {
@@ -130,11 +131,11 @@ def test_orthogonalize_leaves_what_is_orthogonal(name: str, dtype: torch.dtype) 
 
 LAID_OUT: dict[str, list[Tensor]] = {
     "small": [torch.empty(5), torch.empty(2, 3), torch.empty(())],
-    "large": [torch.empty(tensors.BLOCK + 3), torch.empty(2, tensors.BLOCK)],
-    "small, large, small": [torch.empty(7), torch.empty(tensors.BLOCK * 2 + 1), torch.empty(4)],
-    "large, channels last": [torch.empty(2, tensors.BLOCK, 1, 2).to(memory_format=torch.channels_last)],
-    "large, in no order": [torch.empty(3, tensors.BLOCK).t()],
-    "more than one block of small": [torch.empty(tensors.BLOCK // 2 + 1) for _ in range(3)],
+    "large": [torch.empty(BLOCK + 3), torch.empty(2, BLOCK)],
+    "small, large, small": [torch.empty(7), torch.empty(BLOCK * 2 + 1), torch.empty(4)],
+    "large, channels last": [torch.empty(2, BLOCK, 1, 2).to(memory_format=torch.channels_last)],
+    "large, in no order": [torch.empty(3, BLOCK).t()],
+    "more than one block of small": [torch.empty(BLOCK // 2 + 1) for _ in range(3)],
     "none": [],
 }
 
@@ -145,18 +146,18 @@ def test_blocks_cover_every_element_once_and_correspond(name: str) -> None:
     a = [torch.empty_like(t).copy_(x) for t, x in zip(LAID_OUT[name], a, strict=True)]  # in the layout of t
     b = [torch.zeros_like(x) for x in a]
     sizes = []
-    for xs, ys, like in tensors.blocks(a, b, like=a):
+    for xs, ys, like in blocks(a, b, like=a):
         assert len(like) == 0
         torch._foreach_add_(ys, xs)
         sizes.append(sum(x.numel() for x in xs))
     assert all(map(torch.equal, a, b)), "each element once, and in its place"
     assert sum(sizes) == sum(x.numel() for x in a)
     if name != "large, in no order":
-        assert all(size <= tensors.BLOCK for size in sizes)
+        assert all(size <= BLOCK for size in sizes)
 
 
 def test_a_whole_block_has_every_tensor_in_one_piece() -> None:
     a = LAID_OUT["small, large, small"]
-    [(block, like)] = tensors.blocks(a, like=a, whole=True)
+    [(block, like)] = blocks(a, like=a, whole=True)
     for one, other, of in zip(block, a, like, strict=True):
         assert one is other is of

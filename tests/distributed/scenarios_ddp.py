@@ -62,9 +62,9 @@ def resume(name: str, folder: Path) -> dict[str, Any]:
     return {"whole": saved, "resumed": outcome(resumed)}
 
 
-def precise(name: str, synchronize: bool, folder: Path, share: float = 1.0, **options: Any) -> dict[str, Any]:
+def precise(name: str, synchronize: bool, folder: Path, fraction: float = 1.0, **options: Any) -> dict[str, Any]:
     """In float64, without momentum: what an oracle can follow."""
-    used = method(name, synchronize=synchronize, ascent_fraction=share)
+    used = method(name, synchronize=synchronize, ascent_fraction=fraction)
     with recorded_passes() as synced:
         plain_sgd = partial(torch.optim.SGD, lr=0.1)
         result = train(used, dtype=torch.float64, optimizer=plain_sgd, **options)
@@ -107,8 +107,7 @@ def hand_written(name: str, bucket_view: bool, folder: Path) -> dict[str, Any]:
 
 
 SCENARIOS: dict[str, Callable[[Path], Any]] = {
-    "share": partial(precise, "sam", False, share=0.5),
-    "share-microbatches": partial(precise, "sam", False, share=0.5, device_train_microbatch_size=2),
+    "narrow": partial(precise, "sam", False, fraction=0.5),
 }
 for name in METHODS:
     SCENARIOS |= {f"replicas-{name}-{model}": partial(replicas, name, model) for model in MODELS}

@@ -131,7 +131,7 @@ def _shown_the_same(passes: list[Any], method: Method) -> bool:
     if method.ascent_fraction == 1 or len(passes) == 1:
         return same(passes[0], passes[-1])
     (few, *_), (values, *_) = passes
-    counts = [math.ceil(method.ascent_fraction * len(value)) for value in values]
+    counts = [max(2, math.ceil(method.ascent_fraction * len(value))) for value in values]
     return same(few, [value[:count] for value, count in zip(values, counts, strict=True)])
 
 

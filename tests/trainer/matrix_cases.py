@@ -61,14 +61,16 @@ ENTRIES: dict[str, Entry] = {
         lambda: ca.Factorize(min_channels=4, latent_channels=2, min_features=8, latent_features=4), _SURGERY
     ),
     "gated_linear_units": Entry(ca.GatedLinearUnits, _TEXT_SURGERY, text=True),
-    "ghost_batchnorm": Entry(lambda: ca.GhostBatchNorm(ghost_batch_size=2), _SURGERY),
+    "ghost_batchnorm": Entry(
+        lambda: ca.GhostBatchNorm(ghost_batch_size=2), f"{_SURGERY} `ascent_fraction` must leave a ghost batch."
+    ),
     "gradient_clipping": Entry(
         lambda: ca.GradientClipping("norm", 0.2),
         "Once per step, on the gradient that the optimizer gets; the method sees the one before it.",
     ),
     "gyro_dropout": Entry(
         lambda: ca.GyroDropout(sigma=4, tau=2),
-        "In both passes, with the same masks.",
+        "In both passes, with the same masks. `ascent_fraction` draws others, and must leave a multiple of `tau`.",
         quiet="GyroDropout is not implemented in a way that allows correct resumption",
     ),
     "label_smoothing": Entry(ca.LabelSmoothing, "In both passes, from the same labels."),
@@ -89,7 +91,10 @@ ENTRIES: dict[str, Entry] = {
         lambda: ca.SeqLengthWarmup(duration=0.8, min_seq_length=2, max_seq_length=8, step_size=2), _BATCH, text=True
     ),
     "squeeze_excite": Entry(lambda: ca.SqueezeExcite(latent_channels=2, min_channels=4), _SURGERY),
-    "stochastic_depth": Entry(lambda: ca.StochasticDepth("ResNetBottleneck", drop_rate=0.5), _DRAWS),
+    "stochastic_depth": Entry(
+        lambda: ca.StochasticDepth("ResNetBottleneck", drop_rate=0.5),
+        "In both passes, with the same draws. `ascent_fraction` draws others.",
+    ),
     "swa": Entry(
         lambda: ca.SWA(swa_start="0.2dur", swa_end="0.8dur", update_interval="1ba", schedule_swa_lr=False),
         _AVERAGES,

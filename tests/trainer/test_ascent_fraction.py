@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from sam_algos import ASAM, SAM, Method
-from tests.trainer.training import AlgorithmOn, by_hand, classifier, fit, logged, same, trainer, weights
+from tests.trainer.training import AlgorithmOn, by_hand, classifier, fit, loader, logged, same, trainer, weights
 
 HALF = SAM(ascent_fraction=0.5)
 
@@ -41,15 +41,16 @@ def test_the_trainer_takes_the_steps_of_a_hand_written_loop(method: Method) -> N
 
 
 def test_every_microbatch_is_narrowed() -> None:
-    spy = Spy()
-    fit(
-        spy,
-        SAM(ascent_fraction=0.5, interval=2),
-        model=classifier(),
-        device_train_microbatch_size=2,
-        max_duration="2ba",
-    )
-    assert [len(x) for x, _, _ in spy.seen] == [1, 1, 2, 2, 2, 2]
+    spy, used = Spy(), SAM(ascent_fraction=0.5, interval=2)
+    fit(spy, used, model=classifier(), data=loader(8), device_train_microbatch_size=4, max_duration="2ba")
+    assert [len(x) for x, _, _ in spy.seen] == [2, 2, 4, 4, 4, 4]
+
+
+class Noise(nn.Module):
+    """Draws as much as there are samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.randn_like(x)
 
 
 @pytest.mark.filterwarnings("ignore:Some targets have less than 1 total probability")  # Composer's, by rounding
@@ -64,9 +65,10 @@ def test_every_microbatch_is_narrowed() -> None:
     ],
     ids=["mixup", "mixup of losses", "label smoothing", "mixup, label smoothing", "label smoothing, mixup"],
 )
-def test_a_sample_has_one_input_and_one_label_in_both_passes(algorithms: list[Any]) -> None:
+@pytest.mark.parametrize("layer", [nn.Identity, Noise])
+def test_a_sample_has_one_input_and_one_label_in_both_passes(algorithms: list[Any], layer: type[nn.Module]) -> None:
     spy, used = Spy(), [make() for make in algorithms]
-    fit(*used, spy, HALF, model=classifier(), device_train_microbatch_size=2)
+    fit(*used, spy, HALF, model=classifier(layer()), data=loader(8), device_train_microbatch_size=4)
     passes = list(zip(spy.seen[::4] + spy.seen[1::4], spy.seen[2::4] + spy.seen[3::4], strict=True))
     assert len(passes) == 2 * 12
     for (x, y, _), (every_x, every_y, _) in passes:
@@ -75,10 +77,66 @@ def test_a_sample_has_one_input_and_one_label_in_both_passes(algorithms: list[An
         assert torch.equal(y, every_y[: len(y)])
 
 
-def test_what_mixup_keeps_is_of_the_whole_batch_after_the_step() -> None:
-    mixup = ca.MixUp()
-    fit(mixup, HALF, model=classifier())
-    assert len(mixup.permuted_target) == 4
+class Rebuilds(Algorithm):
+    """Makes a tensor as long as the microbatch before the first forward pass of a step, and looks at it later on."""
+
+    def __init__(self) -> None:
+        self.made: Any = None
+        self.later: list[int] = []
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in (Event.BATCH_START, Event.BEFORE_FORWARD, Event.BEFORE_LOSS, Event.BATCH_END)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if event == Event.BATCH_START:
+            self.made = None
+        elif event == Event.BEFORE_FORWARD and self.made is None:
+            self.made = {"of each": (torch.ones(4),)}
+        else:
+            self.later.append(len(self.made["of each"][0]))
+
+
+def test_what_an_algorithm_made_of_the_batch_is_narrowed_in_that_pass_only() -> None:
+    algorithm = Rebuilds()
+    fit(algorithm, HALF, model=classifier(), max_duration="1ba")
+    assert algorithm.later == [2, 4, 4, 4], "before the loss; before the second pass and its loss; at the end"
+
+
+class SwitchedOn(ca.MixUp):
+    """Decides when the batch begins whether it will act."""
+
+    active = False
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.BEFORE_TRAIN_BATCH or (self.active and super().match(event, state))
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if event == Event.BEFORE_TRAIN_BATCH:
+            self.active = True
+        else:
+            super().apply(event, state, logger)
+
+
+def test_an_algorithm_may_switch_itself_on_within_the_pass() -> None:
+    fit(SwitchedOn(interpolate_loss=False), HALF, model=classifier(), max_duration="2ba")
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+def test_a_failed_pass_leaves_the_batch_whole(failing: int) -> None:
+    """In either microbatch of either pass."""
+    model, passes = classifier(), []
+
+    def fail(*_: Any) -> None:
+        passes.append(1)
+        if len(passes) == failing:
+            raise ZeroDivisionError
+
+    hook = model.register_forward_pre_hook(fail)
+    run = trainer(HALF, model=model, data=loader(8), device_train_microbatch_size=4)
+    with pytest.raises(ZeroDivisionError):
+        run.fit()
+    hook.remove()
+    assert len(run.state.batch[0]) == 8
 
 
 class Remembers(Algorithm):

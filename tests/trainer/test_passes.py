@@ -19,6 +19,7 @@ from tests.trainer.training import (
     BATCH_SIZE,
     BATCHES,
     EVERY_METHOD,
+    EVERY_METHOD_ON_THE_WHOLE_BATCH,
     AlgorithmOn,
     On,
     by_hand,
@@ -60,7 +61,7 @@ class _Shadow:
         self.found.append((buffers, accuracy, state.outputs.detach(), state.loss.detach()))
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_METHOD_ON_THE_WHOLE_BATCH)
 def test_statistics_metrics_outputs_and_loss_are_those_of_one_pass_at_the_clean_weights(
     method: Method,
 ) -> None:
@@ -108,7 +109,7 @@ def _run_with_draws(method: Method | None) -> tuple[list[int], list[Tensor], Any
     return passes, draws.drawn, (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_METHOD_ON_THE_WHOLE_BATCH)
 def test_both_passes_draw_the_same_and_the_streams_end_as_without_the_method(method: Method) -> None:
     passes, drawn, streams = _run_with_draws(method)
     _, plain, plain_streams = _run_with_draws(None)

@@ -15,14 +15,19 @@ from composer.models import ComposerClassifier
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sam_algos import METHODS, Method
+from sam_algos import METHODS, SAM, Method
 
 CLASSES = 3
 BATCHES = 6
 BATCH_SIZE = 4
 
-EVERY_METHOD = [pytest.param(cls(), id=name) for name, cls in METHODS.items()]
+EVERY_METHOD_ON_THE_WHOLE_BATCH = [pytest.param(cls(), id=name) for name, cls in METHODS.items()]
 """Every method with its defaults: instances serve any number of runs."""
+
+EVERY_METHOD = [
+    *EVERY_METHOD_ON_THE_WHOLE_BATCH,
+    pytest.param(SAM(ascent_fraction=0.5), id="sam, a narrow ascent"),
+]
 
 
 def sgd(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:

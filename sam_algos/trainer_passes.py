@@ -1,7 +1,8 @@
-"""A step inside Composer's Trainer; with `sam_algos.algorithm`, all that touches Composer's State."""
+"""Both passes of a step inside Composer's Trainer."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,11 +11,10 @@ import torch
 from composer.core import Algorithm, Callback, Event, State, TimeUnit
 from composer.loggers import Logger
 from composer.models import ComposerModel
-from torch import Tensor
 
 from sam_algos.batch import first_samples, tensors_in
 from sam_algos.passes import FirstPass, Passes
-from sam_algos.replay import Replay
+from sam_algos.replay import RandomStreams, Replay
 
 __all__ = ["TrainerPasses", "training_progress"]
 
@@ -47,20 +47,23 @@ class TrainerPasses(Passes):
         self._state = state
         self._logger = logger
         self._replay = Replay()
+        self._draws: list[RandomStreams] = []
+        self._devices: Collection[torch.device] = ()
 
     def first(self, closure: Callable[..., Any], plan: FirstPass) -> Any:
         """Run the closure, without what acts when a batch is trained."""
         if plan.repeatable:
-            self._replay.record(self._state.model, plan.devices, self._state.batch, narrowed=plan.share < 1)
+            self._replay.record(self._state.model, plan.devices, self._state.batch, narrowed=plan.fraction < 1)
         with ExitStack() as stack:
-            if plan.share < 1:
-                stack.enter_context(self._narrowed(plan.share))
+            if plan.fraction < 1:
+                stack.enter_context(self._narrowed(plan))
             stack.enter_context(self._held_back(Event.AFTER_TRAIN_BATCH))
             return closure(ddp_sync=plan.synchronize)
 
     def second(self, closure: Callable[..., Any]) -> Any:
         """Run the closure again, unseen."""
-        with self._replay.again(), self._muted(), self._held_back(Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH):
+        held_back = self._held_back(Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH)
+        with self._replay.again(), self._muted(), held_back, self._drawing_as_narrowed():
             return closure(ddp_sync=True, loss_dict={})
 
     def finish(self) -> None:
@@ -88,7 +91,7 @@ class TrainerPasses(Passes):
     def _held_back(self, *events: Event) -> Iterator[None]:
         """Run the body without the algorithms and callbacks that act on ``events``."""
         state = self._state
-        algorithms, callbacks = list(state.algorithms), list(state.callbacks)
+        algorithms, callbacks, batch = list(state.algorithms), list(state.callbacks), state.batch
         acting = _acting_on_trained_batch(state)
         state.algorithms = [
             _AlgorithmExcept(a, events) if any(a.match(event, state) for event in events) else a for a in algorithms
@@ -96,32 +99,64 @@ class TrainerPasses(Passes):
         state.callbacks = [_CallbackExcept(c, events) if c in acting else c for c in callbacks]
         try:
             yield
+        except BaseException:
+            state.batch = batch  # which Composer puts back itself after a pass that succeeds
+            raise
         finally:
             state.algorithms, state.callbacks = algorithms, callbacks
 
     @contextmanager
-    def _narrowed(self, share: float) -> Iterator[None]:
-        """Run the body on a share of each microbatch, of which algorithms and metrics see the same samples.
+    def _narrowed(self, plan: FirstPass) -> Iterator[None]:
+        """Run the body on a fraction of each microbatch, of which algorithms and metrics see the same samples.
 
         What acts before the forward pass (MixUp) still acts on the whole microbatch, so that a sample is mixed as
         in the second pass; from there on the batch has only its first samples.
         """
-        state = self._state
+        state, fraction = self._state, plan.fraction
         algorithms, model = list(state.algorithms), _composer_model(state.model)
-        state.algorithms = [
-            _AlgorithmNarrowed(a, share) if a.match(Event.BEFORE_FORWARD, state) else a for a in algorithms
-        ]
-        state.algorithms.append(_Narrowing(share))
+        narrowed = [_AlgorithmNarrowed(a, fraction) for a in algorithms]
+        note = _BeforeForward(lambda _: self._draws.append(RandomStreams.record(plan.devices)))
+        state.algorithms = [note, *narrowed, _BeforeForward(lambda state: _narrow(state, fraction))]
         replaced = {name: vars(model)[name] for name in _METRIC_METHODS if name in vars(model)}
         for name in _METRIC_METHODS:
-            vars(model)[name] = _on_first_samples(getattr(model, name), share)
+            vars(model)[name] = _on_first_samples(getattr(model, name), fraction)
+        self._draws, self._devices = [], plan.devices
         try:
             yield
         finally:
             state.algorithms = algorithms
+            for algorithm in narrowed:
+                algorithm.put_back()
             for name in _METRIC_METHODS:
                 del vars(model)[name]
             vars(model).update(replaced)
+
+    @contextmanager
+    def _drawing_as_narrowed(self) -> Iterator[None]:
+        """Run the body so that what acts before the forward pass of each microbatch draws what it drew when narrowed.
+
+        A forward pass of fewer samples may draw less, and would leave the next microbatch other numbers.
+        """
+        state, algorithms = self._state, list(self._state.algorithms)
+        draws, self._draws = deque(self._draws), []
+        own: list[RandomStreams] = []
+
+        def rewind(_: State) -> None:
+            now, then = RandomStreams.record(self._devices), draws.popleft()
+            if not now.equal(then):
+                own.append(now)
+                then.restore()
+
+        def go_on(_: State) -> None:
+            if own:
+                own.pop().restore()
+
+        if len(draws) > 1:
+            state.algorithms = [_BeforeForward(rewind), *algorithms, _BeforeForward(go_on)]
+        try:
+            yield
+        finally:
+            state.algorithms = algorithms
 
     @contextmanager
     def _muted(self) -> Iterator[None]:
@@ -152,60 +187,76 @@ class _AlgorithmExcept(Algorithm):
 
 
 class _AlgorithmNarrowed(Algorithm):
-    """An algorithm whose tensors for each sample are narrowed with the batch.
+    """An algorithm whose values for each sample are narrowed with the batch.
 
     MixUp and CutMix compute the labels of the samples that are mixed in before the forward pass, and use them after.
     """
 
-    def __init__(self, algorithm: Algorithm, share: float) -> None:
+    def __init__(self, algorithm: Algorithm, fraction: float) -> None:
         self._algorithm = algorithm
-        self._share = share
+        self._fraction = fraction
+        self._whole: dict[str, tuple[Any, Any]] = {}
 
     def match(self, event: Event, state: State) -> bool:
         return self._algorithm.match(event, state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> int | None:
+        if event != Event.BEFORE_FORWARD:
+            return self._algorithm.apply(event, state, logger)
+        self.put_back()
         attributes = vars(self._algorithm)
         before = dict(attributes)
         code = self._algorithm.apply(event, state, logger)
-        if event == Event.BEFORE_FORWARD:
-            samples = {tensor.shape[:1] for tensor in tensors_in(state.batch) if tensor.ndim}
-            for name, value in attributes.items():
-                if isinstance(value, Tensor) and value is not before.get(name) and value.shape[:1] in samples:
-                    attributes[name] = first_samples(value, self._share)
+        samples = _sizes(state.batch)
+        for name, value in list(attributes.items()):
+            if value is not before.get(name) and _sizes(value) == samples:
+                attributes[name] = first_samples(value, self._fraction)
+                self._whole[name] = value, attributes[name]
         return code
 
+    def put_back(self) -> None:
+        """Give the algorithm its whole values again, unless it has replaced them itself."""
+        attributes = vars(self._algorithm)
+        attributes.update({name: whole for name, (whole, few) in self._whole.items() if attributes.get(name) is few})
+        self._whole = {}
 
-class _Narrowing(Algorithm):
-    """Leaves the first samples of each microbatch; comes last of those that act before the forward pass."""
 
-    def __init__(self, share: float) -> None:
-        self._share = share
+class _BeforeForward(Algorithm):
+    """Something to do before each forward pass."""
+
+    def __init__(self, action: Callable[[State], None]) -> None:
+        self._action = action
 
     def match(self, event: Event, state: State) -> bool:
         return event == Event.BEFORE_FORWARD
 
-    def apply(self, event: Event, state: State, logger: Logger) -> int | None:
-        state.batch = first_samples(state.batch, self._share)
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        self._action(state)
+
+
+def _narrow(state: State, fraction: float) -> None:
+    state.batch = first_samples(state.batch, fraction)
+
+
+def _sizes(batch: Any) -> set[int]:
+    return {len(tensor) for tensor in tensors_in(batch) if tensor.ndim}
 
 
 _METRIC_METHODS = ("eval_forward", "update_metric")
 
 
-def _on_first_samples(method: Callable[..., Any], share: float) -> Callable[..., Any]:
+def _on_first_samples(method: Callable[..., Any], fraction: float) -> Callable[..., Any]:
     """A method whose first argument is a batch, given that batch's first samples."""
 
     def narrowed(batch: Any, *args: Any, **kwargs: Any) -> Any:
-        return method(first_samples(batch, share), *args, **kwargs)
+        return method(first_samples(batch, fraction), *args, **kwargs)
 
     return narrowed
 
 
 def _composer_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The user's model inside of what data parallelism and compilation put around it."""
-    while not isinstance(model, ComposerModel):
-        model = model.module if hasattr(model, "module") else model._orig_mod  # pyright: ignore
-    return model
+    """The user's model, inside of what data parallelism put around it."""
+    return next(module for module in model.modules() if isinstance(module, ComposerModel))
 
 
 class _CallbackExcept(Callback):

@@ -84,9 +84,8 @@ def ddp_loop(trainer: Trainer, chosen: Mapping[str, Contender], rotation: Rotati
         other.start()
         try:
             run(0, rotation)
-            other.join()
         finally:
-            other.terminate()
+            other.kill()  # nothing of it is needed any more, and it can wait for ever for its process group to end
 
 
 def _ddp_rank(

@@ -42,12 +42,6 @@ class RandomStreams(NamedTuple):
         states = [(d, torch.get_device_module(d).get_rng_state(d)) for d in accelerators]
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), states)
 
-    def equal(self, other: RandomStreams) -> bool:
-        """Whether the same numbers would be drawn."""
-        ours, theirs = ([s.torch, *(state for _, state in s.devices)] for s in (self, other))
-        numpy = all(np.array_equal(a, b) for a, b in zip(self.numpy, other.numpy, strict=True))
-        return numpy and self.python == other.python and all(map(torch.equal, ours, theirs))
-
     def restore(self) -> None:
         """Draw from here again."""
         random.setstate(self.python)

@@ -48,7 +48,6 @@ class TrainerPasses(Passes):
         self._logger = logger
         self._replay = Replay()
         self._draws: list[RandomStreams] = []
-        self._devices: Collection[torch.device] = ()
 
     def first(self, closure: Callable[..., Any], plan: FirstPass) -> Any:
         """Run the closure, without what acts when a batch is trained."""
@@ -120,7 +119,7 @@ class TrainerPasses(Passes):
         replaced = {name: vars(model)[name] for name in _METRIC_METHODS if name in vars(model)}
         for name in _METRIC_METHODS:
             vars(model)[name] = _on_first_samples(getattr(model, name), fraction)
-        self._draws, self._devices = [], plan.devices
+        self._draws = []
         try:
             yield
         finally:
@@ -133,26 +132,14 @@ class TrainerPasses(Passes):
 
     @contextmanager
     def _drawing_as_narrowed(self) -> Iterator[None]:
-        """Run the body so that what acts before the forward pass of each microbatch draws what it drew when narrowed.
+        """Run the body so that each of several microbatches draws from where it drew when narrowed.
 
         A forward pass of fewer samples may draw less, and would leave the next microbatch other numbers.
         """
         state, algorithms = self._state, list(self._state.algorithms)
         draws, self._draws = deque(self._draws), []
-        own: list[RandomStreams] = []
-
-        def rewind(_: State) -> None:
-            now, then = RandomStreams.record(self._devices), draws.popleft()
-            if not now.equal(then):
-                own.append(now)
-                then.restore()
-
-        def go_on(_: State) -> None:
-            if own:
-                own.pop().restore()
-
         if len(draws) > 1:
-            state.algorithms = [_BeforeForward(rewind), *algorithms, _BeforeForward(go_on)]
+            state.algorithms = [_BeforeForward(lambda _: draws.popleft().restore()), *algorithms]
         try:
             yield
         finally:

@@ -102,6 +102,27 @@ def test_what_an_algorithm_made_of_the_batch_is_narrowed_in_that_pass_only() -> 
     assert algorithm.later == [2, 4, 4, 4], "before the loss; before the second pass and its loss; at the end"
 
 
+class Averages(Algorithm):
+    """Makes a new tensor from its last one before each forward pass; it is as long as a microbatch by chance."""
+
+    def __init__(self) -> None:
+        self.average = torch.ones(4)
+        self.found: list[int] = []
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.BEFORE_FORWARD
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        self.found.append(len(self.average))
+        self.average = 0.9 * self.average
+
+
+def test_what_an_algorithm_goes_on_with_is_whole_for_the_next_microbatch() -> None:
+    algorithm = Averages()
+    fit(algorithm, HALF, model=classifier(), data=loader(8), device_train_microbatch_size=4, max_duration="2ba")
+    assert algorithm.found == [4] * 8
+
+
 class SwitchedOn(ca.MixUp):
     """Decides when the batch begins whether it will act."""
 

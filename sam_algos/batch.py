@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["first_samples", "tensors_in"]
+__all__ = ["first_samples", "sample_counts", "tensors_in"]
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:
@@ -22,6 +22,11 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
     elif isinstance(batch, (list, tuple)):
         for value in batch:
             yield from tensors_in(value)
+
+
+def sample_counts(batch: Any) -> set[int]:
+    """The first dimensions of a batch's tensors: one number, where they are the samples."""
+    return {len(tensor) for tensor in tensors_in(batch) if tensor.ndim}
 
 
 def first_samples(batch: Any, fraction: float) -> Any:
@@ -39,7 +44,7 @@ def first_samples(batch: Any, fraction: float) -> Any:
     Raises:
         ValueError: If the tensors do not agree on the number of samples.
     """
-    sizes = sorted({len(tensor) for tensor in tensors_in(batch) if tensor.ndim})
+    sizes = sorted(sample_counts(batch))
     if len(sizes) != 1:
         found = f"tensors of {' and '.join(map(str, sizes))} samples" if sizes else "no tensor with samples"
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import torch
 from composer.core import Algorithm, Callback, Event, State, TimeUnit
 from composer.loggers import Logger
-from composer.models import ComposerModel
 
-from sam_algos.batch import first_samples, tensors_in
+from sam_algos.narrowing import Narrowing
 from sam_algos.passes import FirstPass, Passes
-from sam_algos.replay import RandomStreams, Replay
+from sam_algos.replay import Replay
 
 __all__ = ["TrainerPasses", "training_progress"]
 
@@ -47,7 +45,7 @@ class TrainerPasses(Passes):
         self._state = state
         self._logger = logger
         self._replay = Replay()
-        self._draws: list[RandomStreams] = []
+        self._narrowing = Narrowing(state)
 
     def first(self, closure: Callable[..., Any], plan: FirstPass) -> Any:
         """Run the closure, without what acts when a batch is trained."""
@@ -55,14 +53,14 @@ class TrainerPasses(Passes):
             self._replay.record(self._state.model, plan.devices, self._state.batch, narrowed=plan.fraction < 1)
         with ExitStack() as stack:
             if plan.fraction < 1:
-                stack.enter_context(self._narrowed(plan))
+                stack.enter_context(self._narrowing.first(plan))
             stack.enter_context(self._held_back(Event.AFTER_TRAIN_BATCH))
             return closure(ddp_sync=plan.synchronize)
 
     def second(self, closure: Callable[..., Any]) -> Any:
         """Run the closure again, unseen."""
         held_back = self._held_back(Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH)
-        with self._replay.again(), self._muted(), held_back, self._drawing_as_narrowed():
+        with self._replay.again(), self._muted(), held_back, self._narrowing.second():
             return closure(ddp_sync=True, loss_dict={})
 
     def finish(self) -> None:
@@ -105,47 +103,6 @@ class TrainerPasses(Passes):
             state.algorithms, state.callbacks = algorithms, callbacks
 
     @contextmanager
-    def _narrowed(self, plan: FirstPass) -> Iterator[None]:
-        """Run the body on a fraction of each microbatch, of which algorithms and metrics see the same samples.
-
-        What acts before the forward pass (MixUp) still acts on the whole microbatch, so that a sample is mixed as
-        in the second pass; from there on the batch has only its first samples.
-        """
-        state, fraction = self._state, plan.fraction
-        algorithms, model = list(state.algorithms), _composer_model(state.model)
-        narrowed = [_AlgorithmNarrowed(a, fraction) for a in algorithms]
-        note = _BeforeForward(lambda _: self._draws.append(RandomStreams.record(plan.devices)))
-        state.algorithms = [note, *narrowed, _BeforeForward(lambda state: _narrow(state, fraction))]
-        replaced = {name: vars(model)[name] for name in _METRIC_METHODS if name in vars(model)}
-        for name in _METRIC_METHODS:
-            vars(model)[name] = _on_first_samples(getattr(model, name), fraction)
-        self._draws = []
-        try:
-            yield
-        finally:
-            state.algorithms = algorithms
-            for algorithm in narrowed:
-                algorithm.put_back()
-            for name in _METRIC_METHODS:
-                del vars(model)[name]
-            vars(model).update(replaced)
-
-    @contextmanager
-    def _drawing_as_narrowed(self) -> Iterator[None]:
-        """Run the body so that each of several microbatches draws from where it drew when narrowed.
-
-        A forward pass of fewer samples may draw less, and would leave the next microbatch other numbers.
-        """
-        state, algorithms = self._state, list(self._state.algorithms)
-        draws, self._draws = deque(self._draws), []
-        if len(draws) > 1:
-            state.algorithms = [_BeforeForward(lambda _: draws.popleft().restore()), *algorithms]
-        try:
-            yield
-        finally:
-            state.algorithms = algorithms
-
-    @contextmanager
     def _muted(self) -> Iterator[None]:
         """Run the body unseen by callbacks and train metrics."""
         state = self._state
@@ -171,79 +128,6 @@ class _AlgorithmExcept(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> int | None:
         return self._algorithm.apply(event, state, logger)
-
-
-class _AlgorithmNarrowed(Algorithm):
-    """An algorithm whose values for each sample are narrowed with the batch.
-
-    MixUp and CutMix compute the labels of the samples that are mixed in before the forward pass, and use them after.
-    """
-
-    def __init__(self, algorithm: Algorithm, fraction: float) -> None:
-        self._algorithm = algorithm
-        self._fraction = fraction
-        self._whole: dict[str, tuple[Any, Any]] = {}
-
-    def match(self, event: Event, state: State) -> bool:
-        return self._algorithm.match(event, state)
-
-    def apply(self, event: Event, state: State, logger: Logger) -> int | None:
-        if event != Event.BEFORE_FORWARD:
-            return self._algorithm.apply(event, state, logger)
-        self.put_back()
-        attributes = vars(self._algorithm)
-        before = dict(attributes)
-        code = self._algorithm.apply(event, state, logger)
-        samples = _sizes(state.batch)
-        for name, value in list(attributes.items()):
-            if value is not before.get(name) and _sizes(value) == samples:
-                attributes[name] = first_samples(value, self._fraction)
-                self._whole[name] = value, attributes[name]
-        return code
-
-    def put_back(self) -> None:
-        """Give the algorithm its whole values again, unless it has replaced them itself."""
-        attributes = vars(self._algorithm)
-        attributes.update({name: whole for name, (whole, few) in self._whole.items() if attributes.get(name) is few})
-        self._whole = {}
-
-
-class _BeforeForward(Algorithm):
-    """Something to do before each forward pass."""
-
-    def __init__(self, action: Callable[[State], None]) -> None:
-        self._action = action
-
-    def match(self, event: Event, state: State) -> bool:
-        return event == Event.BEFORE_FORWARD
-
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        self._action(state)
-
-
-def _narrow(state: State, fraction: float) -> None:
-    state.batch = first_samples(state.batch, fraction)
-
-
-def _sizes(batch: Any) -> set[int]:
-    return {len(tensor) for tensor in tensors_in(batch) if tensor.ndim}
-
-
-_METRIC_METHODS = ("eval_forward", "update_metric")
-
-
-def _on_first_samples(method: Callable[..., Any], fraction: float) -> Callable[..., Any]:
-    """A method whose first argument is a batch, given that batch's first samples."""
-
-    def narrowed(batch: Any, *args: Any, **kwargs: Any) -> Any:
-        return method(first_samples(batch, fraction), *args, **kwargs)
-
-    return narrowed
-
-
-def _composer_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The user's model, inside of what data parallelism put around it."""
-    return next(module for module in model.modules() if isinstance(module, ComposerModel))
 
 
 class _CallbackExcept(Callback):

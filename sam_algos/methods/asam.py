@@ -67,10 +67,11 @@ class Adaptive(Perturbation):
         """``T`` of each, broadcastable to it."""
         if self.scope == "layer":
             return [layer.to(w) + self.eta for w, layer in zip(weights, tensors.norms(weights, like), strict=True)]
-        magnitudes = list(torch._foreach_abs(weights))
         if self.scope == "filter":
-            pairs = zip(weights, like, magnitudes, strict=True)
-            magnitudes = [tensors.filter_norms(w, p) if w.ndim > 2 else m for w, p, m in pairs]
+            pairs = zip(weights, like, strict=True)
+            magnitudes = [tensors.filter_norms(w, p) if w.ndim > 2 else w.abs() for w, p in pairs]
+        else:
+            magnitudes = list(torch._foreach_abs(weights))
         torch._foreach_add_(magnitudes, self.eta)
         return magnitudes
 

@@ -2,73 +2,59 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sam_algos.algorithm import Method
-    from sam_algos.methods import METHODS
-    from sam_algos.methods.aesam import AESAM, AELookSAM, GradientNorm
-    from sam_algos.methods.asam import ASAM, Adaptive
-    from sam_algos.methods.composed import SharpnessAware
-    from sam_algos.methods.looksam import LookSAM, Reuse
-    from sam_algos.methods.sam import SAM, Interval, PNorm, SharpGradient
-    from sam_algos.methods.sssam import SSSAM, Bernoulli
-    from sam_algos.optimizer import SharpnessAwareOptimizer
-    from sam_algos.parts import Ascent, Decision, Descent, Parts, Perturbation, Policy, Step
+    from sam_algos.core.optimizer import SharpnessAwareOptimizer
+    from sam_algos.core.parts import (
+        Ascent,
+        Climb,
+        Decision,
+        Descent,
+        Part,
+        Parts,
+        Perturbation,
+        Policy,
+        Samples,
+        Update,
+    )
+    from sam_algos.core.step import Step
+    from sam_algos.core.vector import Vector
+    from sam_algos.method import Method
+    from sam_algos.methods import *
+    from sam_algos.methods import METHODS, PARTS
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AESAM",
-    "ASAM",
-    "METHODS",
-    "SAM",
-    "SSSAM",
-    "AELookSAM",
-    "Adaptive",
-    "Ascent",
-    "Bernoulli",
-    "Decision",
-    "Descent",
-    "GradientNorm",
-    "Interval",
-    "LookSAM",
-    "Method",
-    "PNorm",
-    "Parts",
-    "Perturbation",
-    "Policy",
-    "Reuse",
-    "SharpGradient",
-    "SharpnessAware",
-    "SharpnessAwareOptimizer",
-    "Step",
-]
-
 _HOMES = {
-    "sam_algos.algorithm": ("Method",),
-    "sam_algos.methods": ("METHODS",),
-    "sam_algos.methods.aesam": ("AESAM", "AELookSAM", "GradientNorm"),
-    "sam_algos.methods.asam": ("ASAM", "Adaptive"),
-    "sam_algos.methods.composed": ("SharpnessAware",),
-    "sam_algos.methods.looksam": ("LookSAM", "Reuse"),
-    "sam_algos.methods.sam": ("SAM", "Interval", "PNorm", "SharpGradient"),
-    "sam_algos.methods.sssam": ("SSSAM", "Bernoulli"),
-    "sam_algos.optimizer": ("SharpnessAwareOptimizer",),
-    "sam_algos.parts": ("Ascent", "Decision", "Descent", "Parts", "Perturbation", "Policy", "Step"),
-}
+    "core.optimizer": ("SharpnessAwareOptimizer",),
+    "core.parts": (
+        "Ascent", "Climb", "Decision", "Descent", "Part", "Parts", "Perturbation", "Policy", "Samples", "Update",
+    ),
+    "core.step": ("Step",),
+    "core.vector": ("Vector",),
+    "method": ("Method",),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    # Names are imported when first used: Composer takes seconds to import, and `--help` needs none of it.
-    for home, names in _HOMES.items():
-        if name in names:
-            value = getattr(import_module(home), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Names are imported when first used: PyTorch and Composer take seconds to import, and `--help` needs neither.
+    from importlib import import_module
+
+    if name == "__all__":
+        return __dir__()
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((home for home, names in _HOMES.items() if name in names), "methods")
+    try:
+        value = getattr(import_module(f"{__name__}.{home}"), name)
+    except AttributeError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return __all__
+    from sam_algos import methods
+
+    return sorted({*methods.__all__, *(name for names in _HOMES.values() for name in names)})

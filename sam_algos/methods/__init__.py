@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from sam_algos.algorithm import Method
-from sam_algos.methods.aesam import AESAM, AELookSAM
-from sam_algos.methods.asam import ASAM
-from sam_algos.methods.looksam import LookSAM
-from sam_algos.methods.sam import SAM
-from sam_algos.methods.sssam import SSSAM
+import re
 
-__all__ = ["METHODS"]
+from sam_algos.core.parts import Descent, Part, Perturbation, Policy, Samples, WholeBatch
+from sam_algos.core.samples import AscentFraction
+from sam_algos.method import Method
+from sam_algos.methods.aesam import *
+from sam_algos.methods.asam import *
+from sam_algos.methods.composed import *
+from sam_algos.methods.esam import *
+from sam_algos.methods.friendlysam import *
+from sam_algos.methods.looksam import *
+from sam_algos.methods.momentumsam import *
+from sam_algos.methods.sam import *
+from sam_algos.methods.samon import *
+from sam_algos.methods.sssam import *
+
+__all__ = ["METHODS", "PARTS", "AscentFraction", "WholeBatch"]
+
+_FOUND = {name: value for name, value in list(globals().items()) if isinstance(value, type) and name[0] != "_"}
 
 METHODS: dict[str, type[Method]] = {
-    "sam": SAM,
-    "asam": ASAM,
-    "looksam": LookSAM,
-    "aesam": AESAM,
-    "aelooksam": AELookSAM,
-    "sssam": SSSAM,
+    name.lower(): cls
+    for name, cls in _FOUND.items()
+    if issubclass(cls, Method) and cls is not Method and name != "SharpnessAware"
 }
-"""Every named method, by the name that recipes and the benchmark use."""
+"""Every named method, by the name that recipes and the benchmark use: that of its class in lower case."""
+
+PARTS: dict[str, dict[str, type[Part]]] = {
+    axis.__name__.lower(): {
+        re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(): cls
+        for name, cls in _FOUND.items()
+        if issubclass(cls, axis) and cls is not axis
+    }
+    for axis in (Policy, Perturbation, Descent, Samples)
+}
+"""Every part, by axis and by the name that recipes use: ``GradientNorm`` is ``gradient_norm``."""
+
+__all__ += [name for name, cls in _FOUND.items() if issubclass(cls, (Method, Part))]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -8,11 +8,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sam_algos.algorithm import Method
+from sam_algos.core.options import Finite, NonNegative, Positive, UnitInterval
+from sam_algos.core.parts import Decision, Memory, Parts, Policy
+from sam_algos.core.step import Step
+from sam_algos.method import Method
 from sam_algos.methods.looksam import Reuse
 from sam_algos.methods.sam import PNorm, SharpGradient
-from sam_algos.options import Finite, NonNegative, Positive, UnitInterval
-from sam_algos.parts import Decision, Memory, Parts, Policy, Step
 
 __all__ = ["AESAM", "AELookSAM", "GradientNorm"]
 
@@ -47,13 +48,13 @@ class GradientNorm(Policy):
         """``μ = 0`` and ``σ² = variance``."""
         return {"mean": 0.0, "variance": float(self.variance)}
 
-    def decide(self, memory: Memory, step: Step) -> Decision:
+    def decide(self, step: Step) -> Decision:
         """``x ≥ μ + c σ``, with ``μ`` and ``σ`` updated by ``x`` before the test."""
-        x = step.grad_norm_value * step.grad_norm_value
-        mean = self.delta * memory["mean"] + (1 - self.delta) * x
-        variance = self.delta * memory["variance"] + (1 - self.delta) * (x - mean) * (x - mean)
+        x = step.gradient_norm * step.gradient_norm
+        mean = self.delta * step.memory["mean"] + (1 - self.delta) * x
+        variance = self.delta * step.memory["variance"] + (1 - self.delta) * (x - mean) * (x - mean)
         if not math.isfinite(variance):
-            return Decision(False, memory)
+            return Decision(False)
         done = step.progress or 0.0
         threshold = mean + (done * self.lambda_1 + (1 - done) * self.lambda_2) * math.sqrt(variance)
         return Decision(x >= threshold, {"mean": mean, "variance": variance}, {"statistic": x, "threshold": threshold})
@@ -81,9 +82,6 @@ class AESAM(Method):
         delta (float): Forgetting factor of the averages. Default: ``0.9`` (the paper).
         lambda_1 (float): Threshold factor at the end of training. Default: ``-1.0`` (the paper).
         lambda_2 (float): Threshold factor at its beginning. Default: ``1.0`` (the paper).
-        synchronize (bool): See `Method`; AE-SAM always needs it. Default: ``False``.
-        nonfinite (str): See `Method`. Default: ``'pass'``.
-        ascent_fraction (float): See `Method`; 1 here, as the gradient of all is needed. Default: ``1.0``.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -94,12 +92,7 @@ class AESAM(Method):
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = AESAM(rho=0.05).wrap(
         ...     torch.optim.SGD(model.parameters(), lr=0.1), model=model, total_steps=10)
-        >>> def closure():
-        ...     optimizer.zero_grad()
-        ...     loss = model(torch.ones(4, 2)).sub(3).square().mean()
-        ...     loss.backward()
-        ...     return loss
-        >>> _ = optimizer.step(closure)
+        >>> loss = optimizer.step(lambda: model(torch.ones(4, 2)).sub(3).square().mean(1))
         >>> optimizer.metrics["sam/statistic"] >= optimizer.metrics["sam/threshold"]
         True
     """
@@ -138,9 +131,6 @@ class AELookSAM(Method):
         lambda_1 (float): Threshold factor at the end of training. Default: ``0.0``.
         lambda_2 (float): Threshold factor at its beginning. Default: ``2.0``. This pair is meant to reproduce the
             paper's fraction of about 20 %; the logged fraction says what it does on your data.
-        synchronize (bool): See `Method`; AE-LookSAM always needs it. Default: ``False``.
-        nonfinite (str): See `Method`. Default: ``'pass'``.
-        ascent_fraction (float): See `Method`; 1 here, as the gradient of all is needed. Default: ``1.0``.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -151,12 +141,7 @@ class AELookSAM(Method):
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = AELookSAM(alpha=0.3).wrap(
         ...     torch.optim.SGD(model.parameters(), lr=0.1), model=model, total_steps=10)
-        >>> def closure():
-        ...     optimizer.zero_grad()
-        ...     loss = model(torch.ones(4, 2)).sub(3).square().mean()
-        ...     loss.backward()
-        ...     return loss
-        >>> _ = optimizer.step(closure)
+        >>> loss = optimizer.step(lambda: model(torch.ones(4, 2)).sub(3).square().mean(1))
         >>> optimizer.metrics["sam/applied"]
         1.0
     """

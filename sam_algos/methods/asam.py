@@ -11,12 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sam_algos import tensors
-from sam_algos.algorithm import Method
-from sam_algos.blocks import blocks
+from sam_algos.core import tensors
+from sam_algos.core.blocks import blocks
+from sam_algos.core.options import NonNegative, Positive
+from sam_algos.core.parts import Ascent, Parts, Perturbation
+from sam_algos.core.step import Step
+from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, SharpGradient
-from sam_algos.options import NonNegative, Positive
-from sam_algos.parts import Ascent, Parts, Perturbation, Step
 
 __all__ = ["ASAM", "Adaptive"]
 
@@ -46,22 +47,20 @@ class Adaptive(Perturbation):
 
     def ascend(self, step: Step) -> Ascent:
         """``T² g``, and ``‖T g‖`` on the way."""
-        normalized = [i for i, name in enumerate(step.names) if self.normalize_bias or "weight" in name]
-        directions = list(step.grads)
-        if not step.spare_grads:
-            for i in normalized:
-                directions[i] = step.grads[i].clone()
-        others = sorted(set(range(len(directions))).difference(normalized))
+        d = step.scratch()
+        names = step.names(d.params)
+        normalized = [i for i, (name, _) in enumerate(names) if self.normalize_bias or "weight" in name]
+        others = sorted(set(range(len(d.params))).difference(normalized))
         norms = []
         if others:
-            norms.append(tensors.norm([directions[i] for i in others], [step.params[i] for i in others]))
-        like, w, d = ([values[i] for i in normalized] for values in (step.params, step.weights, directions))
-        for weights, products, of in blocks(w, d, like=like, whole=self.scope != "element"):
+            norms.append(tensors.norm([d.values[i] for i in others], [d.params[i] for i in others]))
+        like, products_of = [d.params[i] for i in normalized], [d.values[i] for i in normalized]
+        for weights, products, of in blocks(step.weights(like), products_of, like=like, whole=self.scope != "element"):
             factors = self._normalization(weights, of)
             torch._foreach_mul_(products, factors)
             norms.append(tensors.norm(products, of))
             torch._foreach_mul_(products, factors)
-        return Ascent(directions, tensors.reciprocal(tensors.norm(norms, norms)))
+        return Ascent(d, tensors.reciprocal(tensors.norm(norms, norms)), disposable=True)
 
     def _normalization(self, weights: list[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
         """``T`` of each, broadcastable to it."""
@@ -98,9 +97,6 @@ class ASAM(Method):
         normalize_bias (bool): Normalise biases too. Default: ``False`` (the official code).
         scope (str): ``'element'``, ``'filter'`` or ``'layer'``: what one factor of the normalisation covers.
             Default: ``'element'`` (the official code).
-        synchronize (bool): See `Method`. Default: ``False``.
-        nonfinite (str): See `Method`. Default: ``'pass'``.
-        ascent_fraction (float): See `Method`. Default: ``1.0``.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -110,12 +106,7 @@ class ASAM(Method):
         >>> from sam_algos import ASAM
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = ASAM(rho=0.5).wrap(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
-        >>> def closure():
-        ...     optimizer.zero_grad()
-        ...     loss = model(torch.ones(4, 2)).square().mean()
-        ...     loss.backward()
-        ...     return loss
-        >>> _ = optimizer.step(closure)
+        >>> loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean(1))
         >>> optimizer.metrics["sam/applied"]
         1.0
     """

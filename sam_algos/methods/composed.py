@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sam_algos.algorithm import Method
+from sam_algos.core.parts import Descent, Parts, Perturbation, Policy, Samples, WholeBatch
+from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, PNorm, SharpGradient
-from sam_algos.parts import Descent, Parts, Perturbation, Policy
 
 __all__ = ["SharpnessAware"]
 
@@ -15,12 +15,12 @@ __all__ = ["SharpnessAware"]
 class SharpnessAware(Method):
     """Any combination of parts.
 
-    **Idea.** When, how and what are independent choices; see `sam_algos.parts`. The named methods are such
+    **Idea.** When, how, what and on which samples are independent choices; see `sam_algos.core.parts`. The named methods are such
     combinations, and ``SharpnessAware()`` is SAM.
 
     **Equation.** ``w ← w - η descent(g, ∇L(w + ε))`` where the policy says so, ``w ← w - η descent(g)`` elsewhere.
 
-    **Cost.** ``1 + f`` gradients per step, ``f`` the fraction of sharp steps; memory as its parts say.
+    **Cost.** What its parts read, logged as ``sam/gradients``; memory as they say.
 
     **Use it** for a combination that has no name.
 
@@ -28,24 +28,23 @@ class SharpnessAware(Method):
         policy (Policy): When a step is sharpness-aware. Default: ``Interval(k=1)``.
         perturbation (Perturbation): How the weights climb. Default: ``PNorm(rho=0.05, p=2.0)``.
         descent (Descent): What gradient the base optimizer gets. Default: ``SharpGradient()``.
-        synchronize (bool): See `Method`. Default: ``False``.
-        nonfinite (str): See `Method`. Default: ``'pass'``.
-        ascent_fraction (float): See `Method`. Default: ``1.0``.
+        samples (Samples): On which samples each pass is run. Default: ``WholeBatch()``.
 
     Raises:
-        ValueError: If an argument is not a part of its kind.
+        ValueError: If an argument is not a part of its kind, or two parts exclude one another.
 
     Example:
         >>> from sam_algos import Adaptive, GradientNorm, Reuse, SharpnessAware
         >>> SharpnessAware(policy=GradientNorm(lambda_2=2.0), perturbation=Adaptive(rho=0.5), descent=Reuse())
         ... # doctest: +ELLIPSIS
-        SharpnessAware(policy=GradientNorm(...), perturbation=Adaptive(...), descent=Reuse(...))
+        SharpnessAware(policy=GradientNorm(...), perturbation=Adaptive(...), descent=Reuse(...), samples=WholeBatch())
     """
 
     policy: Policy = Interval()  # noqa: RUF009  (parts are immutable)
     perturbation: Perturbation = PNorm()  # noqa: RUF009
     descent: Descent = SharpGradient()  # noqa: RUF009
+    samples: Samples = WholeBatch()  # noqa: RUF009
 
     def parts(self) -> Parts:
         """The parts given."""
-        return Parts(self.policy, self.perturbation, self.descent)
+        return Parts(self.policy, self.perturbation, self.descent, self.samples)

@@ -4,18 +4,19 @@ CVPR 2022, https://arxiv.org/abs/2203.02714.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sam_algos import tensors
-from sam_algos.algorithm import Method
+from sam_algos.core import tensors
+from sam_algos.core.options import NonNegative, Positive, PositiveInt
+from sam_algos.core.parts import Descent, Parts, Update
+from sam_algos.core.step import Step
+from sam_algos.core.vector import Vector
+from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, PNorm
-from sam_algos.options import NonNegative, Positive, PositiveInt
-from sam_algos.parts import Descent, Parts, Step
 
 __all__ = ["LookSAM", "Reuse"]
 
@@ -36,33 +37,31 @@ class Reuse(Descent):
         alpha (float): ``α``, the length of the reused direction in units of ``‖g‖``. Default: ``0.3`` (see `LookSAM`).
     """
 
-    reads_plain: ClassVar[bool] = True
+    reads_gradient: ClassVar[bool] = True
     buffers: ClassVar[tuple[str, ...]] = (DIRECTION,)
 
     alpha: NonNegative = 0.3
 
-    def after_sharp(self, step: Step, sharp: Sequence[Tensor | None]) -> dict[str, list[Tensor]]:
-        """Leave ``g_s``; remember ``g_v / ‖g_v‖``, built in the plain gradient's own buffers."""
-        g = step.grads
-        g_s = [torch.zeros_like(plain) if s is None else s for s, plain in zip(sharp, g, strict=True)]
-        inverse_norm = tensors.reciprocal(step.grad_norm)
-        parallel = step.dot(g_s, g) * inverse_norm
-        tensors.orthogonalize_(g, g_s, parallel * inverse_norm)
-        orthogonal = step.norm(g)
+    def sharp(self, step: Step, g_s: Vector) -> Update:
+        """``g_s``; remember ``g_v / ‖g_v‖``, built in the plain gradient's own memory."""
+        inverse_norm = tensors.reciprocal(step.gradient.norm())
+        parallel = g_s.dot(step.gradient) * inverse_norm
+        g_v = step.scratch().subtract_from_(g_s, parallel * inverse_norm)
         # Where g_s is parallel to g, what is left are rounding errors, and no direction to follow.
-        is_direction = orthogonal > _rounding(g, orthogonal) * parallel.abs()
-        torch._foreach_mul_(g, tensors.reciprocal(orthogonal) * is_direction)
-        return {DIRECTION: g}
+        is_direction = g_v.norm() > _rounding(g_v.values, g_v.norm()) * parallel.abs()
+        return Update(g_s, {DIRECTION: g_v.mul_(tensors.reciprocal(g_v.norm()) * is_direction)})
 
-    def after_flat(self, step: Step) -> None:
-        """``g += α ‖g‖ g_v / ‖g_v‖``."""
-        pairs = [(g, v) for g, v in zip(step.grads, step.recall(DIRECTION), strict=True) if v is not None]
-        if pairs and self.alpha:
-            grads, directions = zip(*pairs, strict=True)
-            tensors.add_scaled_(grads, directions, self.alpha * step.grad_norm)
+    def flat(self, step: Step) -> Update:
+        """``g + α ‖g‖ g_v / ‖g_v‖``."""
+        direction = step.recall(DIRECTION)
+        if not direction or not self.alpha:
+            return Update(step.gradient)
+        length = self.alpha * step.gradient.norm()
+        g = step.scratch()
+        return Update(g.add_(direction.among(g.params), length))
 
 
-def _rounding(values: Sequence[Tensor], accumulated: Tensor) -> float:
+def _rounding(values: list[Tensor], accumulated: Tensor) -> float:
     """Relative error of a sum of ``values``, and of an inner product of them accumulated like ``accumulated``."""
     return max(8 * torch.finfo(accumulated.dtype).eps, *(torch.finfo(v.dtype).eps for v in values))
 
@@ -90,9 +89,6 @@ class LookSAM(Method):
             and could not be told apart, for LookSAM and AE-LookSAM alike; at 1.0 training failed
             (``benchmarks/results/alpha-looksam.md``, ``alpha-aelooksam.md``). The paper's 0.7 is for large-batch
             vision transformers.
-        synchronize (bool): See `Method`; LookSAM always needs it. Default: ``False``.
-        nonfinite (str): See `Method`. Default: ``'pass'``.
-        ascent_fraction (float): See `Method`; 1 here, as the gradient of all is needed. Default: ``1.0``.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -103,10 +99,7 @@ class LookSAM(Method):
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = LookSAM(k=2).wrap(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
         >>> def closure():
-        ...     optimizer.zero_grad()
-        ...     loss = model(torch.ones(4, 2)).square().mean()
-        ...     loss.backward()
-        ...     return loss
+        ...     return model(torch.ones(4, 2)).square().mean(1)
         >>> [(optimizer.step(closure), optimizer.metrics["sam/applied"])[1] for _ in range(4)]
         [1.0, 0.0, 1.0, 0.0]
     """

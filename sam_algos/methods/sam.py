@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
-from sam_algos import tensors
-from sam_algos.algorithm import Method
-from sam_algos.options import NormOrder, Positive, PositiveInt
-from sam_algos.parts import Ascent, Decision, Descent, Memory, Parts, Perturbation, Policy, Step
+from sam_algos.core import tensors
+from sam_algos.core.options import NormOrder, Positive, PositiveInt
+from sam_algos.core.parts import Ascent, Decision, Descent, Parts, Perturbation, Policy
+from sam_algos.core.step import Step
+from sam_algos.method import Method
 
-__all__ = ["SAM", "Interval", "PNorm", "SharpGradient"]
+__all__ = ["SAM", "Interval", "PNorm", "ProjectedAscent", "SharpGradient"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,9 +28,9 @@ class Interval(Policy):
 
     k: PositiveInt = 1
 
-    def decide(self, memory: Memory, step: Step) -> Decision:
+    def decide(self, step: Step) -> Decision:
         """Sharp iff ``t % k == 0``."""
-        return Decision(step.index % self.k == 0, memory)
+        return Decision(step.index % self.k == 0)
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,21 +49,50 @@ class PNorm(Perturbation):
 
     def ascend(self, step: Step) -> Ascent:
         """``|g|^(q-1)`` and its norm; the gradient itself for ``p = 2``."""
-        if self.p == 2:
-            return Ascent(step.grads, tensors.reciprocal(step.grad_norm))
-        peak = tensors.largest(step.grads, step.params)
+        g = step.gradient
+        if self.p == 2 or not g:
+            return Ascent(g, tensors.reciprocal(g.norm()))
+        peak = tensors.largest(g.values, g.params)
         if self.p == 1:
             # Should several weights share the largest gradient, they share the radius.
-            directions = [torch.where(g.abs() == peak, g.sgn(), 0) for g in step.grads]
-            return Ascent(directions, tensors.reciprocal(step.dot(directions, directions)))
+            d = g.map(lambda x: torch.where(x.abs() == peak.to(x.device), x.sgn(), 0))
+            return Ascent(d, tensors.reciprocal(d.dot(d)), disposable=True)
         if math.isinf(self.p):
-            return Ascent([g.sgn() for g in step.grads], torch.ones_like(peak))
+            return Ascent(g.map(torch.sgn), torch.ones_like(peak), disposable=True)
         # Powers of |g| / max|g| neither overflow nor vanish, and the factor cancels.
         q = self.p / (self.p - 1)
         inverse = tensors.reciprocal(peak, torch.finfo(torch.float32).tiny)
-        directions = [g.sgn() * (g.abs() * inverse).pow_(q - 1) for g in step.grads]
-        q_norm_to_q = step.dot(directions, step.grads) * inverse
-        return Ascent(directions, tensors.reciprocal(q_norm_to_q.pow(1 / self.p)))
+        d = g.map(lambda x: x.sgn() * (x.abs() * inverse.to(x.device)).pow_(q - 1))
+        q_norm_to_q = d.dot(g) * inverse
+        return Ascent(d, tensors.reciprocal(q_norm_to_q.pow(1 / self.p)), disposable=True)
+
+
+@dataclass(frozen=True, repr=False)
+class ProjectedAscent(Perturbation):
+    """Several steps of gradient ascent, each projected back into the ball (appendix C.6).
+
+    ``ε_0 = 0`` and ``ε_{k+1} = Π_ρ(ε_k + ρ g_k / ‖g_k‖)``, with ``g_k`` the gradient at ``w + ε_k`` and ``Π_ρ`` scaling
+    what is longer than ``ρ`` back to the ball. The paper does not print its inner step; with this one ``steps=1`` is SAM.
+
+    Args:
+        rho (float): Radius ``ρ``. Default: ``0.05``.
+        steps (int): How many; each takes a gradient. Default: ``2``.
+    """
+
+    steps: PositiveInt = 2
+
+    def ascend(self, step: Step) -> Ascent:
+        """``ε_n / ρ``: in units of the radius."""
+        g = step.gradient
+        scale = tensors.reciprocal(g.norm())
+        if self.steps == 1:
+            return Ascent(g, scale)
+        epsilon = scale * g
+        for _ in range(self.steps - 1):
+            g = step.at(Ascent(epsilon, torch.ones_like(scale))).gradient
+            epsilon.add_(g, tensors.reciprocal(g.norm()))
+            epsilon.mul_(tensors.reciprocal(epsilon.norm().clamp_min(1.0)))
+        return Ascent(epsilon, torch.ones_like(scale), disposable=True)
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,10 +108,10 @@ class SAM(Method):
     optimizer then settles where the whole neighbourhood is low, in a flat minimum, which generalises better.
 
     **Equation.** ``w ← w - η ∇L(w + ε)`` with ``ε = ρ g / ‖g‖``, ``g = ∇L(w)`` on the same mini-batch
-    (in the p-norm: `PNorm`).
+    (in the p-norm: `PNorm`; with several ascent steps: `ProjectedAscent`).
 
-    **Cost.** 2 gradients per sharp step, ``1 + 1/interval`` on average. No memory between steps; during a sharp
-    step one copy of the parameters.
+    **Cost.** 2 gradients per sharp step, ``1 + 1/interval`` on average; with ``steps=n``, n more than a plain step. No
+    memory between steps; during a sharp step one copy of the parameters, two with several ascent steps.
 
     **Use it** when accuracy matters more than time, and above all with noisy labels or few data; with
     ``interval`` when time matters as well.
@@ -91,24 +121,18 @@ class SAM(Method):
             it tunes over 0.01, 0.02, 0.05, 0.1, 0.2, 0.5). Raise it with label noise.
         interval (int): Sharp steps are those with ``t % interval == 0``. Default: ``1``, as in the paper.
         p (float): Order of the norm of the ball. Default: ``2.0``, "typically optimal" (the paper, appendix C.5).
-        synchronize (bool): See `Method`. Default: ``False``.
-        nonfinite (str): See `Method`. Default: ``'pass'``.
-        ascent_fraction (float): See `Method`; 0.25 takes a step of 2 gradients to 1.25. Default: ``1.0``.
+        steps (int): Ascent steps, each with a gradient of its own; more than one in the Euclidean ball (``p=2``) only.
+            Default: ``1`` (the paper: 1, 2, 3 and 5 differ by little, appendix C.6).
 
     Raises:
-        ValueError: If an argument is outside its range.
+        ValueError: If an argument is outside its range, or ``p`` is not 2 with several ascent steps.
 
     Example:
         >>> import torch
         >>> from sam_algos import SAM
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = SAM(rho=0.1).wrap(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
-        >>> def closure():
-        ...     optimizer.zero_grad()
-        ...     loss = model(torch.ones(4, 2)).square().mean()
-        ...     loss.backward()
-        ...     return loss
-        >>> _ = optimizer.step(closure)
+        >>> loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean(1))
         >>> optimizer.metrics["sam/applied"]
         1.0
     """
@@ -116,7 +140,15 @@ class SAM(Method):
     rho: Positive = 0.05
     interval: PositiveInt = 1
     p: NormOrder = 2.0
+    steps: PositiveInt = 1
+
+    def __post_init__(self) -> None:
+        """Check the arguments, and that several ascent steps are in the Euclidean ball."""
+        super().__post_init__()
+        if self.steps > 1 and self.p != 2:
+            raise ValueError(f"SAM(p={self.p!r}): p must be 2 with steps={self.steps!r}.")
 
     def parts(self) -> Parts:
-        """Every ``interval`` steps, the p-norm ball, the sharp gradient."""
-        return Parts(Interval(self.interval), PNorm(self.rho, self.p), SharpGradient())
+        """Every ``interval`` steps, the ball, the sharp gradient."""
+        ball = PNorm(self.rho, self.p) if self.steps == 1 else ProjectedAscent(self.rho, self.steps)
+        return Parts(Interval(self.interval), ball, SharpGradient())

@@ -4,13 +4,13 @@ Deep Neural Networks*, 2022, https://arxiv.org/abs/2203.09962.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
-from sam_algos.algorithm import Method
+from sam_algos.core.options import Positive, Probability, Seed
+from sam_algos.core.parts import Decision, Parts, Policy
+from sam_algos.core.step import Step
+from sam_algos.method import Method
 from sam_algos.methods.sam import PNorm, SharpGradient
-from sam_algos.options import Positive, Probability, Seed
-from sam_algos.parts import Decision, Memory, Parts, Policy, Step
 
 __all__ = ["SSSAM", "Bernoulli"]
 
@@ -30,9 +30,9 @@ class Bernoulli(Policy):
     probability: Probability = 0.5
     seed: Seed = 0
 
-    def decide(self, memory: Memory, step: Step) -> Decision:
+    def decide(self, step: Step) -> Decision:
         """Sharp iff a uniform draw from [0, 1) is below ``probability``."""
-        return Decision(random.Random(f"{self.seed}/{step.index}").random() < self.probability, memory)
+        return Decision(step.random(self.seed).random() < self.probability)
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,9 +54,6 @@ class SSSAM(Method):
         rho (float): Radius of the perturbation. Default: ``0.05`` (as SAM).
         probability (float): Probability of a sharp step. Default: ``0.5`` (the paper's constant schedule).
         seed (int): Seed of the draws. Default: ``0``.
-        synchronize (bool): See `Method`. Default: ``False``.
-        nonfinite (str): See `Method`. Default: ``'pass'``.
-        ascent_fraction (float): See `Method`. Default: ``1.0``.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -66,12 +63,7 @@ class SSSAM(Method):
         >>> from sam_algos import SSSAM
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = SSSAM(probability=0.5).wrap(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
-        >>> def closure():
-        ...     optimizer.zero_grad()
-        ...     loss = model(torch.ones(4, 2)).square().mean()
-        ...     loss.backward()
-        ...     return loss
-        >>> _ = optimizer.step(closure)
+        >>> loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean(1))
         >>> optimizer.metrics["sam/applied"] in (0.0, 1.0)
         True
     """

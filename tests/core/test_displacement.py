@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam_algos.displacement import SMALL, Displacement
+from sam_algos.core.displacement import SMALL, Displacement
 
 
 def flat_views() -> list[Tensor]:
@@ -40,9 +40,8 @@ STORED: dict[str, tuple[Any, bool]] = {
 
 
 def displace(params: list, directions: list, scale: float, disposable: bool) -> Any:
-    weights = [p.detach() for p in params]
     scales = [torch.tensor(scale, dtype=torch.float64)] * len(params)
-    return Displacement()(params, weights, directions, scales, [disposable] * len(params))
+    return Displacement()(params, directions, scales, disposable)
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
@@ -99,7 +98,7 @@ def test_a_parameter_whose_memory_changes_is_recognised_anew() -> None:
         before, address = data.clone(), p.data_ptr()
         swaps = data.untyped_storage().nbytes() == data.numel() * 4
         scales = [torch.tensor(0.5)]
-        with torch.no_grad(), displacement([p], [p.detach()], [torch.ones(4)], scales, [True]):
+        with torch.no_grad(), displacement([p], [torch.ones(4)], scales, True):
             assert torch.equal(p, before + 0.5)
             assert (p.data_ptr() != address) == swaps
         assert torch.equal(p, before)

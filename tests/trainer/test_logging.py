@@ -12,7 +12,7 @@ from composer.loggers import InMemoryLogger
 from torch.utils.data import DataLoader, IterableDataset
 
 from sam_algos import SAM, Method
-from sam_algos.trainer_passes import training_progress
+from sam_algos.trainer.passes import training_progress
 from tests.trainer.training import BATCH_SIZE, BATCHES, CLASSES, EVERY_METHOD, On, fit, loader, logged, memory
 
 

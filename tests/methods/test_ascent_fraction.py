@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import AESAM, ASAM, SAM, SSSAM, AELookSAM, GradientNorm, LookSAM, Reuse, SharpnessAware
-from sam_algos.batch import first_samples
+from sam_algos.core.selection import First
 from tests.cases import Closure, make_batches, make_model, same, snapshot, steps, wrap
 
 SHARES = {1.0: 7, 0.5: 4, 0.25: 2}  # of the 7 samples of each batch
@@ -172,13 +172,13 @@ BATCHES: dict[str, tuple[Any, Any]] = {
 @pytest.mark.parametrize("name", BATCHES)
 def test_first_samples_keep_the_structure(name: str) -> None:
     batch, expected = BATCHES[name]
-    found = first_samples(batch, 0.5)
+    found = First(0.5)(batch)
     assert type(found) is type(expected)
     assert same(found, expected)
 
 
 def test_first_samples_are_views() -> None:
-    assert first_samples((X, Y), 0.5)[0].data_ptr() == X.data_ptr()
+    assert First(0.5)((X, Y))[0].data_ptr() == X.data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -186,16 +186,16 @@ def test_first_samples_are_views() -> None:
 )
 def test_shares_are_rounded_up_to_whole_samples(share: float, count: int) -> None:
     """And not by what a float has too much: ``0.07 * 100`` is more than 7. BatchNorm needs two."""
-    assert len(first_samples(torch.zeros(100), share)) == count
+    assert len(First(share)(torch.zeros(100))) == count
 
 
 @pytest.mark.parametrize(("size", "count"), [(1, 1), (2, 2), (3, 2), (0, 0)])
 def test_a_small_batch_keeps_two_samples_where_it_has_two(size: int, count: int) -> None:
-    assert len(first_samples(torch.zeros(size), 0.25)) == count
+    assert len(First(0.25)(torch.zeros(size))) == count
 
 
 def test_a_tokenizers_batch_keeps_its_type() -> None:
-    found = first_samples(UserDict(x=X, y=Y), 0.5)
+    found = First(0.5)(UserDict(x=X, y=Y))
     assert isinstance(found, UserDict)
     assert same(dict(found), {"x": X[:3], "y": Y[:3]})
 
@@ -206,4 +206,4 @@ def test_a_tokenizers_batch_keeps_its_type() -> None:
 )
 def test_what_has_no_samples_cannot_be_shared(batch: Any, found: str) -> None:
     with pytest.raises(ValueError, match=f"ascent_fraction < 1 needs batches .*{found}"):
-        first_samples(batch, 0.5)
+        First(0.5)(batch)

@@ -1,4 +1,4 @@
-"""Sharded parameters: what is refused, and how a sharded checkpoint may lack a method's buffers."""
+"""Sharded parameters: how a sharded checkpoint may lack a method's buffers."""
 
 from __future__ import annotations
 
@@ -8,31 +8,14 @@ from typing import Any
 
 from composer.core import State
 from composer.utils.parallelism import FSDP2Config, FSDPConfig
-from torch import nn
 from torch.distributed.checkpoint import DefaultLoadPlanner, LoadPlan
-from torch.distributed.fsdp import FullyShardedDataParallel
 
-__all__ = ["load_without", "refuse_fsdp1"]
+__all__ = ["load_without", "will_be_fsdp1"]
 
 
-def refuse_fsdp1(method: str, model: nn.Module, config: object = None) -> None:
-    """Refuse FSDP1, whose flat shards do not say which ranks complete a norm.
-
-    Args:
-        method: The name of the method, for the error.
-        model: The model to be trained.
-        config: Composer's configuration of the sharding that it will do, if any.
-
-    Raises:
-        ValueError: If the model, or a part of it, is or will be sharded by FSDP1.
-    """
-    wrapped = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
-    if wrapped or isinstance(config, FSDPConfig):
-        raise ValueError(
-            f"{method}: FSDP1 (FullyShardedDataParallel) is not supported: norms over flat shards would be "
-            "those of one process. Use FSDP2: torch.distributed.fsdp.fully_shard, or under Composer "
-            "parallelism_config={'fsdp': composer.utils.parallelism.FSDP2Config()}."
-        )
+def will_be_fsdp1(state: State) -> bool:
+    """Whether the Trainer will shard the model by FSDP1."""
+    return isinstance(state.fsdp_config, FSDPConfig)
 
 
 class _Planner(DefaultLoadPlanner):

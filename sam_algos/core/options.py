@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import typing
 from collections.abc import Callable
 from functools import cache
@@ -25,6 +26,7 @@ __all__ = [
     "Range",
     "Seed",
     "UnitInterval",
+    "is_number",
 ]
 
 
@@ -36,17 +38,33 @@ class Range:
     accepts: Callable[[Any], bool]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_number(value: object) -> bool:
+    """Whether it is a real number, NumPy's included, that a float can hold; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _number(allowed: str, accepts: Callable[[Any], bool]) -> Range:
     # A comparison with NaN is false, so every range below refuses NaN without naming it.
-    return Range(allowed, lambda value: _is_number(value) and accepts(value))
+    return Range(allowed, lambda value: is_number(value) and accepts(value))
+
+
+def plain(value: Any) -> Any:
+    """A NumPy number as Python's own, which checkpoints and recipes can hold; anything else as it is."""
+    if isinstance(value, (bool, int, float)) and type(value) in (bool, int, float):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 Positive: TypeAlias = Annotated[float, _number("a finite number > 0", lambda v: 0 < v < math.inf)]
@@ -105,7 +123,10 @@ class Options:
         for name, allowed in ranges(type(self)).items():
             value = getattr(self, name)
             if not allowed.accepts(value):
-                raise ValueError(f"{type(self).__name__}({name}={value!r}): {name} must be {allowed.allowed}.")
+                shown = repr(value) if not _is_int(value) or abs(value) < 10**40 else "an integer too large for a float"
+                raise ValueError(f"{type(self).__name__}({name}={shown}): {name} must be {allowed.allowed}.")
+            if (own := plain(value)) is not value:
+                object.__setattr__(self, name, own)  # the dataclass is frozen
 
     def __repr__(self) -> str:
         """The call that makes an equal object."""

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 __all__ = [
     "HostValue",
@@ -26,10 +27,13 @@ __all__ = [
     "largest",
     "local",
     "norm",
+    "normal_like",
     "norms",
     "orthogonalize_",
-    "own_gradients_",
+    "own_",
     "reciprocal",
+    "scale_",
+    "scaled",
     "shards",
     "wrap_like",
 ]
@@ -58,20 +62,21 @@ def shards(values: Sequence[Any]) -> list[Any]:
     return [local(v) for v in values] if is_sharded(values) else list(values)
 
 
-def own_gradients_(params: Sequence[Tensor]) -> None:
-    """Give a gradient memory of its own where autograd let two parameters share one, or conjugated it lazily.
+def own_(values: list[Tensor], like: Sequence[Tensor]) -> None:
+    """Give each tensor of a list memory of its own, so that it may be written into or kept.
 
-    Args:
-        params: Parameters whose gradients are there, and dense.
+    Autograd lets two parameters share one gradient and conjugates lazily; a user may assign an expanded one; and
+    those of DistributedDataParallel may be views of buckets that its next backward pass fills.
     """
-    grads: list[Any] = [p.grad for p in params]
-    pointers = [g.data_ptr() for g in shards(grads)]
-    if len(set(pointers)) == len(pointers) and not any([g.is_conj() for g in grads]):
+    pointers = [v.data_ptr() for v in values]
+    foreign = [v.is_conj() for v in values] if is_sharded(like) else [v._is_view() or v.is_conj() for v in values]
+    if not any(foreign) and len(set(pointers)) == len(pointers):
         return
     seen: set[int] = set()
-    for p, g, pointer in zip(params, grads, pointers, strict=True):
-        if (pointer in seen and pointer != 0) or g.is_conj():
-            p.grad = g.resolve_conj().clone()
+    for i, (value, pointer) in enumerate(zip(values, pointers, strict=True)):
+        if foreign[i] or (pointer in seen and pointer != 0):
+            dense = torch.contiguous_format if 0 in value.stride() else torch.preserve_format
+            values[i] = value.resolve_conj().clone(memory_format=dense)
         seen.add(pointer)
 
 
@@ -174,6 +179,24 @@ class HostValue:
         return float(self._scalar)
 
 
+def scaled(values: Sequence[Tensor], scale: float | Tensor) -> list[Tensor]:
+    """``scale · values``, without a host synchronisation."""
+    if isinstance(scale, Tensor) and len({v.device for v in values}) > 1:
+        return [v * scale.to(v.device) for v in values]
+    if isinstance(scale, Tensor) and values:
+        scale = scale.to(values[0].device)
+    return list(torch._foreach_mul(list(values), scale)) if values else []
+
+
+def scale_(values: Sequence[Tensor], scale: float | Tensor) -> None:
+    """``values *= scale`` in place, without a host synchronisation."""
+    if isinstance(scale, Tensor) and len({v.device for v in values}) > 1:
+        for v in values:
+            v.mul_(scale.to(v.device))
+    elif values:
+        torch._foreach_mul_(list(values), scale.to(values[0].device) if isinstance(scale, Tensor) else scale)
+
+
 def add_scaled_(values: Sequence[Tensor], directions: Sequence[Tensor], scale: float | Tensor) -> None:
     """``values += scale · directions`` in place, without a host synchronisation."""
     if not values:
@@ -226,3 +249,12 @@ def _sum_over_shards(each: Tensor, like: Sequence[Tensor], op: dist.ReduceOp.Red
             dist.all_reduce(part, op=op, group=mesh.get_group(dim))
         each[members] = part
     return each
+
+
+def normal_like(p: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers like ``p``: of a sharded one, this rank's part of what all ranks draw alike."""
+    drawn = torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device)
+    if not isinstance(p, DTensor):
+        return drawn
+    shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+    return drawn[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))].clone()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from composer.core import Algorithm, Callback, Event, State, TimeUnit
 from composer.loggers import Logger
 
-from sam_algos.narrowing import Narrowing
-from sam_algos.passes import FirstPass, Passes
-from sam_algos.replay import Replay
+from sam_algos.core.passes import Outcome, Pass, Passes
+from sam_algos.core.profiling import span
+from sam_algos.core.selection import EVERYTHING, First
+from sam_algos.trainer.narrowing import Narrowing
 
 __all__ = ["TrainerPasses", "training_progress"]
 
@@ -41,27 +42,40 @@ class TrainerPasses(Passes):
     the second pass: its weights are not the model's.
     """
 
-    def __init__(self, state: State, logger: Logger) -> None:
+    def __init__(self, state: State, logger: Logger, *, selects: bool = False) -> None:
+        super().__init__(selects)
         self._state = state
         self._logger = logger
-        self._replay = Replay()
         self._narrowing = Narrowing(state)
 
-    def first(self, closure: Callable[..., Any], plan: FirstPass) -> Any:
+    def first(self, closure: Callable[..., Any], plan: Pass) -> Outcome | None:
         """Run the closure, without what acts when a batch is trained."""
+        narrowed = isinstance(plan.selection, First)
         if plan.repeatable:
-            self._replay.record(self._state.model, plan.devices, self._state.batch, narrowed=plan.fraction < 1)
-        with ExitStack() as stack:
-            if plan.fraction < 1:
-                stack.enter_context(self._narrowing.first(plan))
-            stack.enter_context(self._held_back(Event.AFTER_TRAIN_BATCH))
-            return closure(ddp_sync=plan.synchronize)
+            with span("sam/replay"):
+                self._replay.record(self._state.model, plan.params, self._state.batch, narrowed=narrowed)
+        with self._held_back(Event.AFTER_TRAIN_BATCH):
+            return self._call(closure, plan, first=True)
 
-    def second(self, closure: Callable[..., Any]) -> Any:
+    def again(self, closure: Callable[..., Any], plan: Pass) -> Outcome | None:
         """Run the closure again, unseen."""
-        held_back = self._held_back(Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH)
-        with self._replay.again(), self._muted(), held_back, self._narrowing.second():
-            return closure(ddp_sync=True, loss_dict={})
+        with ExitStack() as stack:
+            with span("sam/replay"):
+                stack.enter_context(self._replay.again())
+            stack.enter_context(self._muted())
+            stack.enter_context(self._held_back(Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH))
+            return self._call(closure, plan, first=False, loss_dict={})
+
+    def _call(self, closure: Callable[..., Any], plan: Pass, *, first: bool, **arguments: Any) -> Outcome | None:
+        whole = plan.selection is EVERYTHING and plan.gradient and not plan.losses and not self._selects
+        synchronized = self._synchronizes(plan)
+        with torch.enable_grad(), nullcontext() if whole else self._narrowing(plan, first=first), span("sam/pass"):
+            loss = closure(ddp_sync=synchronized, **arguments)
+        if loss is None:
+            return None
+        if whole:
+            return Outcome(loss, None, 1.0, synchronized)
+        return Outcome(loss, self._narrowing.losses(), self._narrowing.share(), synchronized)
 
     def finish(self) -> None:
         """Let algorithms and callbacks act on the trained batch."""

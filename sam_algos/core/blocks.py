@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from sam_algos.tensors import in_memory_order, is_sharded
+from sam_algos.core.tensors import in_memory_order, is_sharded
 
 __all__ = ["BLOCK", "blocks"]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["Displacement"]
+from sam_algos.core.tensors import local, shards
+
+__all__ = ["Displaced", "Displacement"]
 
 SMALL = 8192  # elements; up to here a call costs more than a second pass over a tensor that is still in cache
 
@@ -17,75 +18,108 @@ _Layout = tuple[type, torch.dtype, tuple[int, ...], int]
 
 
 class Displacement:
-    """Moves weights to ``w + scale · direction`` and back; one per optimizer.
+    """Makes `Displaced` points; one per optimizer. All it remembers is which parameters own their storage.
 
-    Where a parameter owns its storage, the displaced weights are written into the direction's own buffer and the
-    parameter is pointed at it: nothing is copied aside, and going back is exact because the original was never
-    touched. Elsewhere (shards, views, shared storage) the weights are copied aside and displaced in place. All
-    it remembers between steps is which parameters own their storage.
+    Args:
+        elsewhere: Gives tensors that may share memory with a parameter: the model's buffers and its other parameters.
     """
 
-    def __init__(self) -> None:
-        self._pointers: list[int] = []
-        self._layouts: list[_Layout | None] = []
+    def __init__(self, elsewhere: Callable[[], Iterable[Tensor]] = tuple) -> None:
+        self._elsewhere = elsewhere
+        self._known: dict[int, tuple[int, _Layout | None]] = {}  # by parameter: where it lay, and how if alone
 
-    @contextmanager
     def __call__(
+        self,
+        params: Sequence[Tensor],
+        directions: Sequence[Tensor],
+        scales: Sequence[Tensor],
+        disposable: bool = False,
+    ) -> Displaced:
+        """The point ``w + scale · direction``.
+
+        Args:
+            params: The parameters that move.
+            directions: This rank's part of the direction of each.
+            scales: The factor of each direction, a scalar tensor.
+            disposable: Whether the directions may be overwritten.
+        """
+        weights = shards([p.data for p in params])
+        layouts = self._own_layouts(params, weights)
+        found = zip(_layouts(directions), layouts, strict=True)
+        reuse = [disposable and direction == layout for direction, layout in found]
+        return Displaced(params, weights, directions, scales, [layout is not None for layout in layouts], reuse)
+
+    def _own_layouts(self, params: Sequence[Tensor], weights: Sequence[Tensor]) -> list[_Layout | None]:
+        """The layout of each parameter that may be pointed at another buffer without anybody else noticing."""
+        pointers = [w.data_ptr() for w in weights]
+        known = [self._known.get(id(p), (None, None)) for p in params]
+        if any([pointer != there for pointer, (there, _) in zip(pointers, known, strict=True)]):
+            everything = {id(t): t for t in (*self._elsewhere(), *params)}.values()
+            holders = Counter(local(t.data).untyped_storage().data_ptr() for t in everything)
+            layouts = zip(params, weights, _layouts(weights), pointers, strict=True)
+            alone = [
+                layout if holders[pointer] == 1 and _is_alone_in_its_storage(p, w) else None
+                for p, w, layout, pointer in layouts
+            ]
+            self._known |= {id(p): found for p, *found in zip(params, pointers, alone, strict=True)}
+            return alone
+        return [layout for _, layout in known]
+
+
+class Displaced:
+    """The weights at one displaced point: within ``with displaced:`` they are there, and nowhere else.
+
+    Where a parameter owns its storage, the displaced weights are written into a buffer of their own (the direction's,
+    where that may be overwritten) and the parameter is pointed at it: nothing is copied aside, and going back is exact
+    because the original was never touched. Elsewhere (shards, views, shared storage) the weights are copied aside and
+    displaced in place. Afterwards every weight is what it was, bit for bit, whatever the body does: raise an
+    exception, or be interrupted, even twice. It may be entered again.
+    """
+
+    def __init__(
         self,
         params: Sequence[Tensor],
         weights: Sequence[Tensor],
         directions: Sequence[Tensor],
         scales: Sequence[Tensor],
-        disposable: Sequence[bool],
-    ) -> Iterator[None]:
-        """Run the body at the displaced weights.
+        owned: Sequence[bool],
+        reuse: Sequence[bool],
+    ) -> None:
+        self._params, self._weights, self._scales = params, weights, scales
+        self._directions: Sequence[Tensor] = directions
+        self._own = [i for i, own in enumerate(owned) if own]
+        self._rest = [i for i, own in enumerate(owned) if not own]
+        self._reuse = reuse
+        self._moved: list[Tensor] | None = None
+        self._aside: list[Tensor] = []
 
-        Afterwards every weight is what it was, bit for bit, whatever the body does: raise an exception, or be
-        interrupted, even twice.
-
-        Args:
-            params: The parameters.
-            weights: This rank's part of the value of each.
-            directions: This rank's part of the direction of each.
-            scales: The factor of each direction, a scalar tensor.
-            disposable: Whether each direction may be overwritten.
-        """
-        layouts = self._own_layouts(params, weights)
-        own = [i for i, layout in enumerate(layouts) if layout is not None]
-        rest = [i for i, layout in enumerate(layouts) if layout is None]
-        aside = [weights[i].clone() for i in rest]
-
-        def put_back() -> None:
-            for i in own:
-                params[i].data = weights[i]
-            for i, original in zip(rest, aside, strict=True):
-                weights[i].copy_(original)
-
-        found = zip(disposable, _layouts(directions), layouts, strict=True)
-        reuse = [free and direction == layout for free, direction, layout in found]
+    def __enter__(self) -> None:
+        weights, scales = self._weights, self._scales
+        self._aside = [weights[i].clone() for i in self._rest]
         try:
-            for i, displaced in zip(own, _displaced(own, weights, directions, scales, reuse), strict=True):
-                params[i].data = displaced
-            _displace_in_place(rest, weights, directions, scales)
-            yield
-        finally:
-            try:
-                put_back()
-            except BaseException:
-                put_back()
-                raise
+            if self._moved is None:
+                self._moved = _displaced(self._own, weights, self._directions, scales, self._reuse)
+                if not self._rest:
+                    self._directions = ()  # their memory is free, or holds the displaced weights
+            for i, displaced in zip(self._own, self._moved, strict=True):
+                self._params[i].data = displaced
+            _displace_in_place(self._rest, weights, self._directions, scales)
+        except BaseException:
+            self.__exit__()
+            raise
 
-    def _own_layouts(self, params: Sequence[Tensor], weights: Sequence[Tensor]) -> list[_Layout | None]:
-        """The layout of each parameter that may be pointed at another buffer without anybody else noticing."""
-        pointers = [w.data_ptr() for w in weights]
-        if pointers != self._pointers:
-            holders = Counter(pointers)
-            self._layouts = [
-                layout if holders[pointer] == 1 and _is_alone_in_its_storage(p, w) else None
-                for p, w, layout, pointer in zip(params, weights, _layouts(weights), pointers, strict=True)
-            ]
-            self._pointers = pointers
-        return self._layouts
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._put_back()
+        except BaseException:
+            self._put_back()
+            raise
+
+    def _put_back(self) -> None:
+        for i in self._own:
+            self._params[i].data = self._weights[i]
+        for i, original in zip(self._rest, self._aside, strict=True):
+            self._weights[i].copy_(original)
 
 
 def _displace_in_place(

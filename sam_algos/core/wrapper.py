@@ -36,7 +36,7 @@ class WrappedOptimizer(Optimizer):
     def __init__(self, base_optimizer: Optimizer) -> None:
         if isinstance(base_optimizer, WrappedOptimizer):
             raise ValueError(
-                f"The optimizer {base_optimizer!r} is already sharpness-aware; wrap its base_optimizer instead."
+                f"This {type(base_optimizer).__name__} is already sharpness-aware; wrap its base_optimizer instead."
             )
         closure = inspect.signature(base_optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:

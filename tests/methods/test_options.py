@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sam_algos import METHODS, Adaptive, GradientNorm, Interval, PNorm, Reuse, SharpnessAware
-from sam_algos.options import ranges
+from sam_algos.core.options import ranges
 
 NOT_NUMBERS = ["0.1", None, True, math.nan, [0.1], 1j]
 NOT_INTEGERS = [1.0, "1", None, True, math.nan]

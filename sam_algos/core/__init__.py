@@ -1,0 +1,19 @@
+"""The step and what it is made of, on PyTorch alone.
+
+================  ====================================================================================================
+module            what it knows
+================  ====================================================================================================
+`parts`           the contracts: policy, perturbation, descent and samples
+`step`            what a part sees of the step that is being taken: a view that can be moved
+`optimizer`       the only step loop
+`evaluation`      runs the passes that the views ask for, each once
+`passes`          how a pass reaches the program around it; the one for hand-written loops
+`replay`          how a later pass repeats the first, with `streams` (random numbers) and `state` (of modules)
+`displacement`    moving the weights to ``w + ε`` and back, exactly
+`vector`          one tensor per parameter as one long vector, over `tensors` (lists) and `blocks` (parts of them)
+`selection`       some of a batch's samples
+`names`           what a model calls its parameters, and which layers they belong to
+`wrapper`         looking like the base optimizer to everything around
+`options`         validation; the only module that words an error about an argument
+================  ====================================================================================================
+"""

@@ -1,0 +1,270 @@
+"""Gradients and losses at points near the weights: runs the passes that the parts ask for, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam_algos.core import tensors
+from sam_algos.core.displacement import Displaced, Displacement
+from sam_algos.core.names import Name, Names
+from sam_algos.core.parts import Ascent, Parts
+from sam_algos.core.passes import Pass, Passes
+from sam_algos.core.profiling import span
+from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.vector import Vector
+
+__all__ = ["Evaluation", "Overflow", "Point", "Surroundings"]
+
+
+class Overflow(Exception):
+    """A pass overflowed in half precision, and the program around skips the step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A displaced point; each is another."""
+
+    displaced: Displaced
+
+
+@dataclass
+class Surroundings:
+    """What the passes of every step of an optimizer need.
+
+    Attributes:
+        passes: How they reach the program.
+        parts: The parts, for what they declare.
+        names: What the model calls parameters.
+        displacement: Moves the weights.
+        groups: Gives the base optimizer's parameter groups.
+        state: Gives its state.
+        own_radii: Whether a group's entry ``rho`` is the radius of its perturbation.
+    """
+
+    passes: Passes
+    parts: Parts
+    names: Names
+    displacement: Displacement
+    groups: Callable[[], list[dict[str, Any]]]
+    state: Callable[[], Any]
+    own_radii: bool
+
+    def __post_init__(self) -> None:
+        """Collect what the parts declare."""
+        after_the_ascent = (*self.parts.descent.tree(), *self.parts.samples.tree())
+        self.keeps_gradient = any(part.reads_gradient for part in after_the_ascent)
+        self.reads_losses = self.parts.reader("reads_losses") is not None
+        needs = self.parts.reader("reads_gradient") or self.parts.reader("reads_losses")
+        self.one_pass = needs is None and not self.parts.perturbation.own_pass
+
+
+@dataclass
+class _Result:
+    """What a pass left: its gradient, None once it was written into, and the loss of each sample if asked for."""
+
+    gradient: Vector | None
+    losses: Tensor | None
+    synchronized: bool
+
+
+class Evaluation:
+    """The passes of one step.
+
+    Args:
+        around: What they need.
+        closure: Zeroes the gradients, runs forward and backward, returns the loss.
+        index: Steps taken before this one.
+
+    Attributes:
+        params (list[Tensor]): The parameters that are trained.
+        loss: That of the first pass.
+        grad_norm (HostValue | None): ``‖g‖`` of the first pass, on its way to the host.
+        gradients (float): How many gradients were computed; one on a quarter of the samples is a quarter.
+        forwards (float): The same for forward passes without a gradient.
+        climbed (bool): Whether a gradient was computed away from ``w``.
+        latest (Vector | None): The gradient that lies on the parameters.
+        repeatable (bool): Whether passes may follow the next one.
+    """
+
+    def __init__(self, around: Surroundings, closure: Callable[..., Any], index: int) -> None:
+        self.index = index
+        self.progress = around.passes.progress(index)
+        self.groups = around.groups()
+        self.params = [p for group in self.groups for p in group["params"] if p.requires_grad or p.grad is not None]
+        self.loss: Any = None
+        self.grad_norm: tensors.HostValue | None = None
+        self.gradients = self.forwards = 0.0
+        self.climbed = False
+        self.latest: Vector | None = None
+        self.repeatable = True
+        self._around = around
+        self._closure = closure
+        self._results: dict[tuple[Point | None, Selection], _Result] = {}
+        self._climbing = False
+        self._ran = 0
+
+    @contextmanager
+    def climbing(self) -> Iterator[None]:
+        """While the perturbation is asked, the descent is still to come."""
+        self._climbing = True
+        try:
+            yield
+        finally:
+            self._climbing = False
+
+    def gradient(self, point: Point | None, selection: Selection, synchronized: bool) -> Vector:
+        """The gradient there, from a pass if it is not known."""
+        found = self._results.get((point, selection))
+        if found is None or (synchronized and not found.synchronized):
+            found = self._run(point, selection, synchronized, with_gradient=True)
+        if found.gradient is None:
+            raise RuntimeError(
+                "A part reads a gradient after its memory was written into. A part that reads the plain gradient "
+                "after the ascent declares reads_gradient = True."
+            )
+        return found.gradient
+
+    def gradient_norm(self, point: Point | None, selection: Selection, synchronized: bool) -> float:
+        """The norm of the gradient there, as a Python number."""
+        gradient = self.gradient(point, selection, synchronized)
+        return float(self.grad_norm) if self._ran == 1 and self.grad_norm is not None else float(gradient.norm())
+
+    def scratch(self, point: Point | None, selection: Selection, synchronized: bool) -> Vector:
+        """The gradient there, to be written into."""
+        gradient = self.gradient(point, selection, synchronized)
+        if self._climbing and self._around.keeps_gradient:
+            return gradient.clone()
+        tensors.own_(gradient.values, gradient.params)
+        self._results[point, selection].gradient = None
+        return Vector(gradient.params, gradient.values)
+
+    def losses(self, point: Point | None, selection: Selection) -> Tensor:
+        """The loss of each sample there, from a forward pass if it is not known."""
+        found = self._results.get((point, selection))
+        if found is None:
+            found = self._run(point, selection, synchronized=True, with_gradient=False)
+        if found.losses is None:
+            raise RuntimeError("A part reads the loss of each sample and does not declare reads_losses = True.")
+        return found.losses
+
+    def displaced(self, ascent: Ascent) -> Point:
+        """The point that an ascent leads to; nothing moves yet."""
+        direction = ascent.direction
+        disposable = ascent.disposable
+        if direction.is_gradient and not self._around.keeps_gradient:
+            disposable = True
+            for result in self._results.values():
+                result.gradient = None
+        scales = self._scales(direction.params, ascent.scale)
+        return Point(self._around.displacement(direction.params, direction.values, scales, disposable))
+
+    def names(self, params: list[Tensor]) -> list[Name]:
+        """What the model calls parameters."""
+        return self._around.names(params)
+
+    def recall(self, buffer: str) -> Vector:
+        """What the base optimizer's state has under a name."""
+        state = self._around.state()
+        found = [(p, value) for p in self.params if p in state and (value := state[p].get(buffer)) is not None]
+        return Vector([p for p, _ in found], tensors.shards([value for _, value in found]))
+
+    def _scales(self, params: list[Tensor], scale: Tensor) -> list[Tensor]:
+        """``ρ · scale`` for each parameter, with its group's own radius where it has one."""
+        default = self._around.parts.perturbation.rho
+        own = {}
+        if self._around.own_radii and any(["rho" in group for group in self.groups]):
+            own = {id(p): group["rho"] for group in self.groups if "rho" in group for p in group["params"]}
+        if not own:
+            return [scale * default] * len(params)
+        scaled = {rho: scale * rho for rho in {default, *own.values()}}
+        return [scaled[own.get(id(p), default)] for p in params]
+
+    def _run(self, point: Point | None, selection: Selection, synchronized: bool, with_gradient: bool) -> _Result:
+        """Run a pass, and take in what it leaves."""
+        if self._ran and not self.repeatable:
+            raise RuntimeError("A part asks for a second pass; a perturbation that reads gradients has own_pass = True.")
+        plan = Pass(
+            params=self.params,
+            selection=selection,
+            synchronize=synchronized,
+            gradient=with_gradient,
+            losses=self._around.reads_losses and selection is EVERYTHING,
+            repeatable=self.repeatable,
+        )
+        for p in self.params if self._ran else ():
+            p.grad = None  # closures must not zero gradients that are kept, or that hold the displaced weights
+        self.latest = None
+        run = self._around.passes.again if self._ran else self._around.passes.first
+        if point is None:
+            outcome = run(self._closure, plan)
+        else:
+            outcome = self._run_displaced(point, run, plan)
+        self._ran += 1
+        share = 1.0 if outcome is None else outcome.share
+        if with_gradient:
+            self.gradients += share
+            self.climbed |= point is not None
+        else:
+            self.forwards += share
+        if outcome is None:
+            raise Overflow
+        if self._ran == 1:
+            self.loss = outcome.loss
+        if with_gradient:
+            self.latest = self._collect()
+        result = _Result(self.latest, outcome.losses, outcome.synchronized)
+        self._results[point, selection] = result
+        return result
+
+    def _run_displaced(self, point: Point, run: Callable[..., Any], plan: Pass) -> Any:
+        torch.clear_autocast_cache()  # it holds the weights of another point, in half precision
+        with _spanned(point.displaced):
+            outcome = run(self._closure, plan)
+        torch.clear_autocast_cache()
+        return outcome
+
+    def _collect(self) -> Vector:
+        """Take in the gradients that a pass left on the parameters, and the norm of the first."""
+        params = [p for p in self.params if p.grad is not None]
+        grads: list[Any] = [p.grad for p in params]
+        if any([g.layout is not torch.strided for g in grads]):
+            self._refuse_sparse(params)
+        values = tensors.shards(grads)
+        if self.repeatable:
+            tensors.own_(values, params)
+            for p, value, g in zip(params, values, grads, strict=True):
+                if value is not g and not tensors.is_sharded([p]):
+                    p.grad = value
+        gradient = Vector(params, values, is_gradient=True)
+        if self._ran == 1 and params:
+            with span("sam/norm"):
+                self.grad_norm = tensors.HostValue(gradient.norm())
+        return gradient
+
+    def _refuse_sparse(self, params: list[Tensor]) -> None:
+        found = [(p, p.grad.layout) for p in params if p.grad is not None and p.grad.layout is not torch.strided]
+        p, layout = found[0]
+        raise ValueError(
+            f"Parameter {self.names([p])[0].name!r} has a {layout} gradient; sharpness-aware steps need dense ones. "
+            "Build the embedding with sparse=False."
+        )
+
+
+@contextmanager
+def _spanned(displaced: Displaced) -> Iterator[None]:
+    """Enter and leave a displaced point, each a range of its own in a profile."""
+    with span("sam/displace"):
+        displaced.__enter__()
+    try:
+        yield
+    finally:
+        with span("sam/restore"):
+            displaced.__exit__()
+
+

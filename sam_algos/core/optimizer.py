@@ -1,0 +1,298 @@
+"""The step: the only place where a sharpness-aware method takes one."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sam_algos.core import tensors
+from sam_algos.core.displacement import Displacement
+from sam_algos.core.evaluation import Evaluation, Overflow, Surroundings
+from sam_algos.core.names import Names
+from sam_algos.core.options import is_number
+from sam_algos.core.parts import Ascent, Decision, Memory, Parts, Update
+from sam_algos.core.passes import Passes
+from sam_algos.core.profiling import span
+from sam_algos.core.step import Step
+from sam_algos.core.vector import Vector
+from sam_algos.core.wrapper import WrappedOptimizer
+
+__all__ = ["SharpnessAwareOptimizer"]
+
+_REQUIRED: Any = object()
+_COUNTERS = ("step", "sharp", "nonfinite")
+
+
+class _NoDirection(Exception):
+    """The perturbation has no direction to climb in: the step is a plain one."""
+
+
+class SharpnessAwareOptimizer(WrappedOptimizer):
+    """A base optimizer whose steps follow the sharpness-aware gradient.
+
+    To everything around it, it is the base optimizer: parameter groups, state, hooks and checkpoint are the base
+    optimizer's own objects, and its class carries the base optimizer's name, under which Composer stores the
+    state. A checkpoint written with a method therefore loads without one, and the other way round.
+
+    Users make one with ``wrap`` of a method, e.g. ``AESAM(rho=0.05).wrap(optimizer, model=model,
+    total_steps=1000)``, or by giving the method to Composer's Trainer.
+
+    Args:
+        base_optimizer (torch.optim.Optimizer): Takes the actual step, always from the unperturbed weights.
+        parts (Parts): When, how, what and on which samples: see `sam_algos.core.parts`.
+        passes (Passes): How to run the passes.
+        synchronize (bool): Whether data-parallel processes average the gradients of the ascent even where no part
+            needs it. Default: ``False``, each process climbs by its own (m-sharpness).
+        nonfinite (str): What to do with a gradient that is not finite: ``'pass'`` it to the base optimizer, or
+            ``'skip'`` the step on all processes, at one more norm and host synchronisation per step.
+            Default: ``'pass'``.
+
+    Attributes:
+        base_optimizer (torch.optim.Optimizer): The wrapped optimizer.
+        metrics (dict): The figures of the last step: ``sam/applied`` (1 if a gradient was taken at displaced
+            weights), ``sam/fraction`` (of the steps taken so far), ``sam/gradients`` (what the step cost: one for each
+            gradient, a quarter for one on a quarter of the samples), ``sam/forwards`` (the same for forward passes
+            without a gradient, where a part asks for any), ``sam/grad_norm`` (of the first gradient, before any
+            clipping), ``sam/nonfinite`` (how many steps so far had a gradient that is not finite: the first one with
+            ``'pass'``, the final one with ``'skip'``), and those of the policy.
+
+    Raises:
+        ValueError: If the base optimizer is already sharpness-aware or calls its closure itself, as LBFGS does, a
+            part cannot work with it, or a parameter group's ``rho`` is not a finite number >= 0.
+    """
+
+    _step_supports_amp_closure = True  # Composer's Trainer then passes a closure, and scales gradients around it
+
+    def __init__(
+        self,
+        base_optimizer: Optimizer,
+        parts: Parts,
+        passes: Passes,
+        *,
+        synchronize: bool = False,
+        nonfinite: Literal["pass", "skip"] = "pass",
+    ) -> None:
+        super().__init__(base_optimizer)
+        for group in base_optimizer.param_groups:
+            self._check_radius(group)
+        for part in parts.all():
+            part.check(base_optimizer)
+        self._parts = parts
+        self._passes = passes
+        self._synchronize_ascent = synchronize or parts.reader("reads_gradient") is not None
+        self._nonfinite: Literal["pass", "skip"] = nonfinite
+        self._memory: dict[str, Any] = {**dict.fromkeys(_COUNTERS, 0), **parts.initial()}
+        self._surroundings = Surroundings(
+            passes=passes,
+            parts=parts,
+            names=Names(passes.model),
+            displacement=Displacement(self._model_tensors),
+            groups=self._groups,
+            state=self._state_of_base,
+            own_radii="rho" not in self.defaults,  # Adadelta's rho is its own
+        )
+        self.metrics: dict[str, float] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[..., Any] | None = _REQUIRED) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take one step.
+
+        Args:
+            closure (callable): Zeroes the gradients, runs forward and backward, returns the loss; or returns the
+                loss of each sample, and leaves the rest to the step. ``None`` is for distributed checkpointing, which
+                creates the optimizer's state by a step with every learning rate at zero.
+
+        Returns:
+            The loss of the first pass, at the clean weights where the method has one there; None if a pass
+            overflowed under Composer and the step was skipped.
+
+        Raises:
+            TypeError: If no closure is given, or it returns nothing.
+            RuntimeError: If the closure leaves no gradient, or adds to gradients of before.
+        """
+        if closure is None or closure is _REQUIRED:
+            return self._step_without_closure(closure)
+        evaluation = Evaluation(self._surroundings, closure, self._memory["step"])
+        step, decision = Step(evaluation, self._memory["policy"]), Decision(False)
+        try:
+            decision = self._parts.policy.decide(step)
+            update, remember = self._update(step, evaluation, decision)
+            if self._finish(evaluation, update):
+                stepped = self._base_step(remember)
+                self._commit(evaluation, {"policy": decision.remember, **remember}, stepped)
+            loss = evaluation.loss
+        except Overflow:
+            loss = self._finish(evaluation, None)
+        finally:
+            self._passes.settle(evaluation.params)
+        self._report(evaluation, decision)
+        return loss
+
+    def _update(self, step: Step, evaluation: Evaluation, decision: Decision) -> tuple[Update, dict[str, Memory]]:
+        """Ask the parts for the gradient that the base optimizer gets, and for what to remember."""
+        _, perturbation, descent, samples = self._parts
+        remember: dict[str, Memory] = {}
+
+        def climb(view: Step) -> Ascent:
+            view = view.view(self._memory["perturbation"], synchronized=self._synchronize_ascent)
+            with span("sam/ascent"), evaluation.climbing():
+                ascent = perturbation.ascend(view)
+            if ascent is None or not ascent.direction:
+                raise _NoDirection
+            remember["perturbation"] = ascent.remember
+            return ascent
+
+        own = step.view(self._memory["descent"], synchronized=True)
+        if decision.sharp:
+            evaluation.repeatable = not self._surroundings.one_pass
+            try:
+                g_s = samples.sharp(step.view(self._memory["samples"], synchronized=True), climb)
+                with span("sam/descent"):
+                    update = descent.sharp(own, g_s)
+                return update, {**remember, "descent": update.remember}
+            except _NoDirection:
+                remember.clear()
+        evaluation.repeatable &= evaluation.gradients > 0
+        _ = own.gradient
+        with span("sam/descent"):
+            update = descent.flat(own)
+        return update, {"descent": update.remember}
+
+    def _finish(self, evaluation: Evaluation, update: Update | None) -> bool | None:
+        """Put the final gradient in place and let the program act on it; whether the step is to be taken."""
+        taken = None
+        if update is not None:
+            self._put_in_place(evaluation, update.gradient)
+            taken = self._nonfinite == "pass" or self._is_finite()
+            self._memory["nonfinite"] += int(not taken)
+        with torch.enable_grad():
+            self._passes.finish()
+        return taken
+
+    def _put_in_place(self, evaluation: Evaluation, gradient: Vector) -> None:
+        if evaluation.latest is not None and gradient.values is evaluation.latest.values:
+            return  # where the last pass left it
+        for p in evaluation.params:
+            p.grad = None
+        for p, value in zip(gradient.params, gradient.values, strict=True):
+            p.grad = tensors.wrap_like(value, p)
+
+    def _is_finite(self) -> bool:
+        """Whether the final gradient is finite; the same answer on every process, as that gradient is synchronised."""
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = tensors.norm(tensors.shards([p.grad for p in params]), params)
+        return not params or bool(norm.isfinite())
+
+    def _base_step(self, remember: Mapping[str, Memory]) -> set[int]:
+        """Step from the clean weights; returns which parameters were stepped, where something is remembered of them."""
+        vectors = any(isinstance(value, Vector) for memory in remember.values() for value in memory.values())
+        params = [p for group in self.param_groups for p in group["params"]] if vectors else []
+        stepped = {id(p) for p in params if p.grad is not None}
+        with span("sam/base step"):
+            self.base_optimizer.step()
+        return stepped
+
+    def _commit(self, evaluation: Evaluation, remember: Mapping[str, Memory], stepped: set[int]) -> None:
+        """Remember; after the base optimizer's step, which finding foreign state would not create its own."""
+        for axis, memory in remember.items():
+            numbers = {name: value for name, value in memory.items() if not isinstance(value, Vector)}
+            self._memory[axis] = {**self._memory[axis], **numbers}
+            for name in memory.keys() - numbers.keys():
+                vector = memory[name]
+                for p, value in zip(vector.params, vector.values, strict=True):
+                    if id(p) in stepped:
+                        self.state[p][name] = tensors.wrap_like(_apart(value, p.grad), p)
+        self._memory["step"] += 1
+        self._memory["sharp"] += int(evaluation.climbed)
+
+    def _report(self, evaluation: Evaluation, decision: Decision) -> None:
+        grad_norm = math.nan if evaluation.grad_norm is None else float(evaluation.grad_norm)
+        if self._nonfinite == "pass" and evaluation.grad_norm is not None and not math.isfinite(grad_norm):
+            self._memory["nonfinite"] += 1
+        self.metrics = {
+            "sam/applied": float(evaluation.climbed),
+            "sam/fraction": self._memory["sharp"] / max(1, self._memory["step"]),
+            "sam/gradients": evaluation.gradients,
+            **({"sam/forwards": evaluation.forwards} if self._surroundings.reads_losses else {}),
+            "sam/grad_norm": grad_norm,
+            "sam/nonfinite": float(self._memory["nonfinite"]),
+            **{f"sam/{name}": value for name, value in decision.log.items()},
+        }
+        self._passes.log(self.metrics)
+
+    def _step_without_closure(self, closure: None | object) -> None:
+        """Step the base optimizer where nothing moves, and create the state that a step with a closure would have."""
+        if closure is _REQUIRED or not self._stands_still():
+            raise TypeError(
+                "A sharpness-aware optimizer needs the closure: optimizer.step(closure). A training loop that calls "
+                "step() without one would train without the method."
+            )
+        self.base_optimizer.step()
+        for name in self._parts.buffers():
+            for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+                self.state[p].setdefault(name, torch.zeros_like(p))
+
+    def _stands_still(self) -> bool:
+        """Whether every learning rate is zero; where there is none, every gradient."""
+        if all("lr" in group for group in self.param_groups):
+            return all(float(group["lr"]) == 0 for group in self.param_groups)
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return not any(bool(tensors.local(g).any()) for g in grads)
+
+    def method_state_dict(self) -> dict[str, Any]:
+        """What the method remembers between steps, in Python numbers; ``state_dict`` holds all the rest.
+
+        A hand-written loop saves it beside ``state_dict()``. Under Composer the algorithm does so.
+        """
+        return copy.deepcopy(self._memory)
+
+    def load_method_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `method_state_dict` returned.
+
+        The counters are those of the run, and survive a change of method; what a part remembers is passed over where
+        it remembers other things.
+        """
+        memory = {**dict.fromkeys(_COUNTERS, 0), **self._parts.initial()}
+        for key, value in memory.items():
+            found = state.get(key)
+            fits = isinstance(found, Mapping) and found.keys() == value.keys() if key not in _COUNTERS else None
+            if fits or (fits is None and type(found) is int):
+                memory[key] = copy.deepcopy(found)
+        self._memory = memory
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer; an entry ``rho`` is the group's own radius."""
+        self._check_radius(param_group)
+        self.base_optimizer.add_param_group(param_group)
+
+    def _check_radius(self, group: dict[str, Any]) -> None:
+        rho = group.get("rho", 0.0)
+        if not (is_number(rho) and 0 <= rho < math.inf) and "rho" not in self.defaults:
+            raise ValueError(f"Parameter group with rho={rho!r}: rho must be a finite number >= 0.")
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.param_groups
+
+    def _state_of_base(self) -> Any:
+        return self.state
+
+    def _model_tensors(self) -> Iterable[Tensor]:
+        """All parameters and buffers of the model, some of which may be views of others."""
+        model = self._passes.model()
+        return (*model.parameters(), *model.buffers())
+
+    def __repr__(self) -> str:
+        """The parts around the base optimizer."""
+        return f"{self._parts!r} around {self.base_optimizer!r}"
+
+
+def _apart(value: Tensor, grad: Tensor | None) -> Tensor:
+    """A tensor that shares no memory with the gradient, which the program and the next closure may write into."""
+    there = None if grad is None else tensors.local(grad)
+    return value.clone() if there is not None and there.data_ptr() == value.data_ptr() else value

@@ -1,0 +1,129 @@
+"""What a part sees of the step that is being taken."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sam_algos.core import tensors
+from sam_algos.core.names import Name
+from sam_algos.core.selection import EVERYTHING, Rows, Selection, largest
+from sam_algos.core.vector import Vector
+
+if TYPE_CHECKING:
+    from sam_algos.core.evaluation import Evaluation, Point
+    from sam_algos.core.parts import Ascent
+
+__all__ = ["Step"]
+
+
+class Step:
+    """A view of the step: from a point near the weights ``w``, on some samples, among some parameters.
+
+    `at`, `on` and `among` give other views and run nothing. Reading `gradient` or `losses` runs the pass at
+    that point on those samples, once; a second reading gets the same. The first pass of the step counts for BatchNorm
+    and metrics; all others repeat it, with the same random draws, without a trace.
+
+    Attributes:
+        index (int): Steps taken before this one, from 0.
+        progress (float | None): The share of training that is done, ``t / T`` in [0, 1]; None where ``T`` is unknown.
+        memory (Mapping): The numbers that the part which is asked remembers.
+    """
+
+    def __init__(self, evaluation: Evaluation, memory: Mapping[str, Any], *, synchronized: bool = True) -> None:
+        self.index = evaluation.index
+        self.progress = evaluation.progress
+        self.memory = memory
+        self._evaluation = evaluation
+        self._synchronized = synchronized
+        self._point: Point | None = None
+        self._selection: Selection = EVERYTHING
+        self._params: Collection[Tensor] | None = None
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The parameters that are trained, on all processes in the same order."""
+        return self._evaluation.params
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the base optimizer's first parameter group."""
+        return float(self._evaluation.groups[0]["lr"])
+
+    @property
+    def gradient(self) -> Vector:
+        """The gradient here, before any clipping, of the parameters that received one; not to be written into.
+
+        Raises:
+            RuntimeError: If it was read before, written into (`scratch`), and no part declares ``reads_gradient``.
+        """
+        gradient = self._evaluation.gradient(self._point, self._selection, self._synchronized)
+        return gradient if self._params is None else gradient.among(self._params)
+
+    @property
+    def gradient_norm(self) -> float:
+        """``‖g‖`` of `gradient` as a Python number, which waits for the device."""
+        if self._params is None:
+            return self._evaluation.gradient_norm(self._point, self._selection, self._synchronized)
+        return float(self.gradient.norm())
+
+    def scratch(self) -> Vector:
+        """The `gradient`, to be written into: its own memory where nobody reads it afterwards, else a copy."""
+        gradient = self._evaluation.scratch(self._point, self._selection, self._synchronized)
+        return gradient if self._params is None else gradient.among(self._params)
+
+    @property
+    def losses(self) -> Tensor:
+        """The loss of each sample here, detached; a forward pass unless the gradient was read before."""
+        return self._evaluation.losses(self._point, self._selection)
+
+    def at(self, ascent: Ascent) -> Step:
+        """The view from the displaced weights ``w + ε``."""
+        return self._moved(_point=self._evaluation.displaced(ascent))
+
+    def on(self, selection: Selection) -> Step:
+        """The view on some of the batch's samples."""
+        return self._moved(_selection=selection)
+
+    def on_largest(self, values: Tensor, count: int) -> Step:
+        """The view on the ``count`` samples with the largest of ``values``, one for each sample."""
+        return self.on(Rows(largest(values, count), len(values)))
+
+    def among(self, params: Collection[Tensor]) -> Step:
+        """The view among some parameters: its gradient is zero at the others, and they stay where they are."""
+        return self._moved(_params=params)
+
+    def names(self, params: list[Tensor]) -> list[Name]:
+        """What the model calls parameters, and the layers that they belong to."""
+        return self._evaluation.names(params)
+
+    def weights(self, params: list[Tensor]) -> list[Tensor]:
+        """This rank's part of the value ``w`` of each parameter; not to be written into."""
+        return tensors.shards([p.data for p in params])
+
+    def recall(self, buffer: str) -> Vector:
+        """What the base optimizer's state has under a name, its own or remembered by a part; empty if nothing yet."""
+        return self._evaluation.recall(buffer)
+
+    def random(self, seed: int) -> random.Random:
+        """A random stream of this step's own: equal on all processes and after a resume, apart from the global ones."""
+        return random.Random(f"{seed}/{self.index}")
+
+    def normal(self, seed: int) -> Vector:
+        """A vector of standard normal numbers, drawn as by `random`; with sharded parameters, this rank's part."""
+        bits = self.random(seed).getrandbits(63)
+        streams = {d: torch.Generator(d).manual_seed(bits) for d in {p.device for p in self.params}}
+        return Vector(self.params, [tensors.normal_like(p, streams[p.device]) for p in self.params])
+
+    def view(self, memory: Mapping[str, Any], *, synchronized: bool) -> Step:
+        """The same place as another part sees it."""
+        return self._moved(memory=memory, _synchronized=synchronized)
+
+    def _moved(self, **changes: Any) -> Step:
+        step = object.__new__(Step)
+        vars(step).update(vars(self), **changes)
+        return step

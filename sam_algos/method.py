@@ -1,0 +1,138 @@
+"""What every named method has in common: its options, and how it gets around an optimizer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch.optim import Optimizer
+
+from sam_algos.core.optimizer import SharpnessAwareOptimizer
+from sam_algos.core.options import Fraction, Options
+from sam_algos.core.parts import Parts, WholeBatch
+from sam_algos.core.passes import ClosurePasses, Passes
+from sam_algos.core.replay import refuse_fsdp1
+from sam_algos.core.samples import AscentFraction
+
+if TYPE_CHECKING:
+    from sam_algos.trainer.algorithm import WrapsOptimizer
+else:
+    try:
+        import composer.core  # noqa: F401
+    except ImportError:  # on PyTorch alone there is no Trainer to give a method to
+
+        class WrapsOptimizer:
+            """Stands where Composer's Algorithm would."""
+    else:
+        from sam_algos.trainer.algorithm import WrapsOptimizer
+
+__all__ = ["Method"]
+
+
+@dataclass(frozen=True, repr=False)
+class Method(Options, WrapsOptimizer, ABC):
+    """Base of every sharpness-aware method: a choice of parts, given to Composer's Trainer or to a hand-written loop.
+
+    Where Composer is installed it is a ``composer.core.Algorithm``, which runs on :attr:`.Event.INIT` and wraps the
+    optimizer there. Without Composer it has `wrap` only.
+
+    Args:
+        synchronize (bool): Average the gradients of the ascent over data-parallel processes even where no part needs
+            it. Otherwise each process climbs by the gradient of its own samples, which generalises better (the SAM
+            paper's m-sharpness, section 4.1) and saves a reduction. Default: ``False``.
+        nonfinite (str): A gradient that is not finite is handed to the base optimizer (``'pass'``), or the step
+            is skipped on all processes (``'skip'``) at one more norm and host synchronisation per step. It never
+            enters a policy's statistics. Default: ``'pass'``, as training without a method does.
+        ascent_fraction (float): The fraction of each microbatch, its first samples, that the first pass of a sharp
+            step sees, in (0, 1]: see `AscentFraction`. Not for samples that depend on one another, such as stacked
+            pairs, nor with layers that need more samples (GhostBatchNorm's ghost batch), nor with parts that need the
+            plain gradient of the whole batch. Default: ``1.0``, as the papers do.
+    """
+
+    synchronize: bool = field(default=False, kw_only=True)
+    nonfinite: Literal["pass", "skip"] = field(default="pass", kw_only=True)
+    ascent_fraction: Fraction = field(default=1.0, kw_only=True)
+
+    @abstractmethod
+    def parts(self) -> Parts:
+        """When, how, what and on which samples: the choices that this method is."""
+
+    def composition(self) -> Parts:
+        """The parts, with ``ascent_fraction`` as the choice of samples where it is given."""
+        parts = self.parts()
+        return parts if self.ascent_fraction == 1 else parts._replace(samples=AscentFraction(self.ascent_fraction))
+
+    def __post_init__(self) -> None:
+        """Check the arguments, and that their parts can be combined."""
+        super().__post_init__()
+        chosen = self.parts().samples
+        why = self.composition().conflict()
+        if self.ascent_fraction == 1:
+            if why is not None:
+                raise ValueError(f"{type(self).__name__}: {chosen!r} cannot be combined {why}.")
+            return
+        if not isinstance(chosen, WholeBatch):
+            why = f"with {type(chosen).__name__}, which chooses the samples itself"
+        if why is not None:
+            raise ValueError(
+                f"{type(self).__name__}(ascent_fraction={self.ascent_fraction!r}): ascent_fraction must be 1 {why}."
+            )
+
+    def wrap(
+        self, optimizer: Optimizer, *, model: torch.nn.Module, total_steps: int | None = None
+    ) -> SharpnessAwareOptimizer:
+        """Make an optimizer for a hand-written loop.
+
+        Its ``step(closure)`` wants a closure that zeroes the gradients, runs forward and backward on all that the step
+        is about, and returns the loss; or one that returns a vector, the loss of each sample, and leaves the rest to
+        the step. Save ``method_state_dict()`` beside ``state_dict()``.
+
+        Clip gradients where the base optimizer steps, not in the closure, whose gradients decide and climb unclipped::
+
+            optimizer.register_step_pre_hook(lambda *_: clip_grad_norm_(model.parameters(), 1.0))
+
+        Args:
+            optimizer (torch.optim.Optimizer): The base optimizer.
+            model (torch.nn.Module): What the closure calls, and owns every parameter of the optimizer: with data
+                parallelism the ``DistributedDataParallel``, not its ``module`` (which works too, but synchronises every
+                pass); a model and a loss with parameters of its own as a ``torch.nn.ModuleList`` of both.
+            total_steps (int, optional): Steps of the whole training, not counting those that are skipped; methods
+                with a schedule need it.
+
+        Returns:
+            The wrapped optimizer.
+
+        Raises:
+            ValueError: If ``total_steps`` is missing or not an integer >= 1, the model does not own the optimizer's
+                parameters, or the optimizer cannot be wrapped.
+        """
+        parts, name = self.composition(), type(self).__name__
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(f"{name}.wrap(optimizer={optimizer!r}): optimizer must be a torch.optim.Optimizer.")
+        if not isinstance(model, torch.nn.Module):
+            raise ValueError(f"{name}.wrap(model={model!r}): model must be a torch.nn.Module.")
+        if total_steps is None and parts.reader("reads_progress") is not None:
+            raise ValueError(f"{name}.wrap(total_steps=None): this method's schedule needs an integer >= 1.")
+        if not (total_steps is None or (type(total_steps) is int and total_steps >= 1)):
+            raise ValueError(f"{name}.wrap(total_steps={total_steps!r}): total_steps must be an integer >= 1.")
+        refuse_fsdp1(name, model)
+        self._refuse_strangers(optimizer, model)
+        return self._wrap(optimizer, ClosurePasses(model, total_steps, selects=parts.samples.selects))
+
+    def _refuse_strangers(self, optimizer: Optimizer, model: torch.nn.Module) -> None:
+        """Refuse a model whose passes are not those of the optimizer's parameters: BatchNorm would count twice."""
+        owned = set(map(id, model.parameters()))
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        if strangers := [p for p in params if id(p) not in owned]:
+            raise ValueError(
+                f"{type(self).__name__}.wrap(model={type(model).__name__}(...)): model must own every parameter of the "
+                f"optimizer; {len(strangers)} of {len(params)} are not in it, the first of shape "
+                f"{tuple(strangers[0].shape)}. For several modules give torch.nn.ModuleList([...])."
+            )
+
+    def _wrap(self, optimizer: Optimizer, passes: Passes) -> SharpnessAwareOptimizer:
+        return SharpnessAwareOptimizer(
+            optimizer, self.composition(), passes, synchronize=self.synchronize, nonfinite=self.nonfinite
+        )

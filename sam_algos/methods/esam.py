@@ -1,0 +1,123 @@
+"""ESAM: Du, Yan, Feng, Zhou, Zhen, Goh and Tan, *Efficient Sharpness-Aware Minimization for Improved Training of
+Neural Networks*, ICLR 2022, https://arxiv.org/abs/2110.03141.
+"""  # noqa: D205
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sam_algos.core import tensors
+from sam_algos.core.options import Fraction, Positive, Seed
+from sam_algos.core.parts import Ascent, Climb, Parts, Perturbation, Samples, WholeBatch
+from sam_algos.core.step import Step
+from sam_algos.core.vector import Vector
+from sam_algos.method import Method
+from sam_algos.methods.sam import Interval, SharpGradient
+
+__all__ = ["ESAM", "MostSensitive", "RandomMask"]
+
+
+@dataclass(frozen=True, repr=False)
+class RandomMask(Perturbation):
+    """Climb with some of the parameters: ``ε = (ρ/β) m ⊙ g / ‖m ⊙ g‖`` (the paper's stochastic weight perturbation).
+
+    ``m`` keeps each parameter tensor with probability ``β``. The draws are a function of seed and step, the same on all
+    processes and after a resume; those that are not kept cost nothing. A step that keeps none is a plain one.
+
+    Args:
+        rho (float): Radius ``ρ``. Default: ``0.05``.
+        beta (float): Probability ``β`` that a tensor climbs, in (0, 1]. Default: ``0.6``.
+        seed (int): Seed of the draws. Default: ``0``.
+    """
+
+    beta: Fraction = 0.6
+    seed: Seed = 0
+
+    def ascend(self, step: Step) -> Ascent:
+        """``m ⊙ g``."""
+        draws = step.random(self.seed)
+        kept = [p for p in step.params if draws.random() < self.beta]
+        g = step.gradient if len(kept) == len(step.params) else step.among(kept).gradient
+        return Ascent(g, tensors.reciprocal(g.norm()) / self.beta)
+
+
+@dataclass(frozen=True, repr=False)
+class MostSensitive(Samples):
+    """The sharp gradient on the samples whose loss grows most (the paper's sharpness-sensitive data selection).
+
+    Of a batch of ``B`` samples it takes the ``⌈γB⌉`` with the largest ``L_i(w + ε) - L_i(w)``, and averages over them.
+    With several data-parallel processes or microbatches each process chooses among its own samples.
+
+    Args:
+        gamma (float): Share ``γ`` of the samples, in (0, 1]. Default: ``0.5``.
+    """
+
+    selects: ClassVar[bool] = True
+    reads_losses: ClassVar[bool] = True
+
+    gamma: Fraction = 0.5
+
+    def sharp(self, step: Step, climb: Climb) -> Vector:
+        """The gradient at ``w + ε`` of the chosen samples."""
+        there = step.at(climb(step))
+        growth = there.losses - step.losses
+        return there.on_largest(growth, math.ceil(self.gamma * len(growth) * (1 - 1e-9))).gradient
+
+    def conflict(self, others: Parts) -> str | None:
+        """The losses at ``w`` come with the gradient there."""
+        if not others.perturbation.own_pass:
+            return f"with {type(others.perturbation).__name__}, which has no pass at the clean weights"
+        return None
+
+
+@dataclass(frozen=True, repr=False)
+class ESAM(Method):
+    """SAM with some of the weights and some of the samples (`Du et al., 2022 <https://arxiv.org/abs/2110.03141>`_).
+
+    **Idea.** A random part of the weights is enough to climb with, and the samples that make the loss sharp are enough
+    for the second gradient.
+
+    **Equation.** ``w ← w - η ∇L(B⁺; w + ε)`` with ``ε = (ρ/β) m ⊙ g / ‖m ⊙ g‖``, ``m`` a random mask over the parameter
+    tensors, and ``B⁺`` the ``⌈γ|B|⌉`` samples with the largest ``L_i(w + ε) - L_i(w)``: see `RandomMask` and
+    `MostSensitive`.
+
+    **Cost.** ``1 + γ`` gradients and one forward pass per step (with ``gamma=1``, 2 gradients). No memory between
+    steps; during a step one copy of the parameters.
+
+    **Use it** for a part of SAM's overhead saved on every step, where the loss of each sample is to be had: in a
+    hand-written loop the closure takes the samples and returns their losses (see the example); in Composer's Trainer
+    the model's ``loss`` is asked for ``reduction='none'``, as Composer's SelectiveBackprop does.
+
+    Args:
+        rho (float): Radius of the perturbation. Default: ``0.05`` (as SAM).
+        beta (float): Probability that a parameter tensor climbs. Default: ``0.6`` (the official code for ResNet-18;
+            0.5 elsewhere).
+        gamma (float): Share of the samples in the second gradient. Default: ``0.5`` (the official code).
+        seed (int): Seed of the mask. Default: ``0``.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> import torch
+        >>> from sam_algos import ESAM
+        >>> model, x = torch.nn.Linear(2, 1), torch.ones(4, 2)
+        >>> optimizer = ESAM(beta=1.0).wrap(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+        >>> def closure(samples):
+        ...     return model(samples(x)).square().mean(1)
+        >>> loss = optimizer.step(closure)
+        >>> optimizer.metrics["sam/gradients"], optimizer.metrics["sam/forwards"]
+        (1.5, 1.0)
+    """
+
+    rho: Positive = 0.05
+    beta: Fraction = 0.6
+    gamma: Fraction = 0.5
+    seed: Seed = 0
+
+    def parts(self) -> Parts:
+        """Every step, with a random mask, the sharp gradient of the most sensitive samples."""
+        samples = WholeBatch() if self.gamma == 1 else MostSensitive(self.gamma)
+        return Parts(Interval(1), RandomMask(self.rho, self.beta, self.seed), SharpGradient(), samples)

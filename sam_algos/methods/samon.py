@@ -1,0 +1,83 @@
+"""SAM-ON: Mueller, Vlaar, Rolnick and Hein, *Normalization Layers Are All That Sharpness-Aware Minimization Needs*,
+NeurIPS 2023, https://arxiv.org/abs/2306.04226.
+"""  # noqa: D205
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sam_algos.core import tensors
+from sam_algos.core.names import Name
+from sam_algos.core.options import Positive
+from sam_algos.core.parts import Ascent, Parts, Perturbation
+from sam_algos.core.step import Step
+from sam_algos.method import Method
+from sam_algos.methods.sam import Interval, SharpGradient
+
+__all__ = ["SAMON", "NormLayers"]
+
+
+def is_normalisation(name: Name) -> bool:
+    """Whether a parameter belongs to a normalisation layer: one whose class, or a base of it, is named so."""
+    return any("norm" in cls.__name__.lower() for cls in type(name.layer).__mro__)
+
+
+@dataclass(frozen=True, repr=False)
+class NormLayers(Perturbation):
+    """Only the parameters of normalisation layers climb: ``ε = ρ g_N / ‖g_N‖``, zero elsewhere.
+
+    A normalisation layer is one whose class has "norm" in its name: BatchNorm, LayerNorm, GroupNorm, InstanceNorm,
+    RMSNorm and what libraries call alike. All other weights cost nothing: they are not copied, not moved and not read.
+
+    Args:
+        rho (float): Radius ``ρ``. Default: ``0.05``.
+    """
+
+    def ascend(self, step: Step) -> Ascent:
+        """``g_N``."""
+        names = step.names(step.params)
+        climbing = [p for p, name in zip(step.params, names, strict=True) if is_normalisation(name)]
+        if step.params and not climbing:
+            raise ValueError(
+                f"{type(self).__name__}: the model must have a normalisation layer (a layer with 'norm' in the name of "
+                "its class) whose parameters are trained; this one has none."
+            )
+        g = step.among(climbing).gradient
+        return Ascent(g, tensors.reciprocal(g.norm()))
+
+
+@dataclass(frozen=True, repr=False)
+class SAMON(Method):
+    """SAM on normalisation layers only (`Mueller et al., 2023 <https://arxiv.org/abs/2306.04226>`_).
+
+    **Idea.** The scales and shifts of normalisation layers, a tiny share of a network's parameters, are enough to perturb.
+
+    **Equation.** ``w ← w - η ∇L(w + ε)`` with ``ε = ρ g_N / ‖g_N‖`` on the parameters ``N`` of normalisation layers and
+    zero on all others, which are stepped as well: see `NormLayers`.
+
+    **Cost.** 2 gradients per step. No memory between steps, and almost none during a step.
+
+    **Use it** for networks with normalisation layers, above all where memory is short.
+
+    Args:
+        rho (float): Radius of the perturbation. Default: ``0.05`` (as SAM).
+
+    Raises:
+        ValueError: If an argument is outside its range; in the first step, if the model has no normalisation layer
+            whose parameters are trained.
+
+    Example:
+        >>> import torch
+        >>> from sam_algos import SAMON
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3), torch.nn.Linear(3, 1))
+        >>> optimizer = SAMON().wrap(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+        >>> loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean(1))
+        >>> optimizer.metrics["sam/gradients"]
+        2.0
+    """
+
+    rho: Positive = 0.05
+
+    def parts(self) -> Parts:
+        """Every step, the normalisation layers, the sharp gradient."""
+        return Parts(Interval(1), NormLayers(self.rho), SharpGradient())

@@ -1,0 +1,95 @@
+"""Methods as Composer algorithms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from composer.algorithms import SAM as ComposerSAM
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+
+from sam_algos.core.replay import refuse_fsdp1
+from sam_algos.core.wrapper import WrappedOptimizer
+from sam_algos.trainer.passes import TrainerPasses
+from sam_algos.trainer.sharded import load_without, will_be_fsdp1
+
+if TYPE_CHECKING:
+    from sam_algos.core.optimizer import SharpnessAwareOptimizer
+    from sam_algos.method import Method
+
+__all__ = ["SharpnessAwareMemory", "WrapsOptimizer"]
+
+
+class WrapsOptimizer(Algorithm):
+    """What makes a method a Composer algorithm: it wraps the optimizer on :attr:`.Event.INIT`."""
+
+    def match(self, event: Event, state: State) -> bool:
+        """Run on :attr:`.Event.INIT`."""
+        return event == Event.INIT
+
+    def apply(self, event: Event, state: State, logger: Logger) -> int | None:
+        """Wrap the optimizer, and leave in this Trainer an instance of its own and what saves its memory."""
+        method = cast("Method", self)
+        _refuse_conflicts(method, state)
+        parts = method.composition()
+        passes = TrainerPasses(state, logger, selects=parts.samples.selects)
+        optimizer = method._wrap(state.optimizers[0], passes)
+        state.optimizers = (optimizer,)
+        load_without(parts.buffers(), state)
+        own = replace(method)
+        state.algorithms = [*(own if a is self else a for a in state.algorithms), SharpnessAwareMemory(optimizer)]
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The arguments; what the method remembers is in `SharpnessAwareMemory`."""
+        return {"repr": repr(self)}
+
+    def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
+        """Nothing: the arguments are those of the run."""
+
+
+class SharpnessAwareMemory(Algorithm):
+    """Saves and loads what a method remembers between steps, in Python primitives.
+
+    Composer files an algorithm's state under the name of its class; this one is every method's, so that the counters
+    survive a change of method.
+
+    Args:
+        optimizer (SharpnessAwareOptimizer): The run's optimizer.
+    """
+
+    def __init__(self, optimizer: SharpnessAwareOptimizer) -> None:
+        self._optimizer = optimizer
+
+    def match(self, event: Event, state: State) -> bool:
+        """Run on no event."""
+        return False
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Do nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The method's memory."""
+        return {"repr": repr(self), "memory": self._optimizer.method_state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
+        """Restore what the method remembers."""
+        if isinstance(state.get("memory"), dict):
+            self._optimizer.load_method_state_dict(state["memory"])
+
+    def __repr__(self) -> str:
+        """Evaluable, as Composer stores it."""
+        return "SharpnessAwareMemory()"
+
+
+def _refuse_conflicts(method: Method, state: State) -> None:
+    name = type(method).__name__
+    refuse_fsdp1(name, state.model, configured=will_be_fsdp1(state))
+    others = [a for a in state.algorithms if isinstance(a, (WrapsOptimizer, ComposerSAM)) and a is not method]
+    if others:
+        raise ValueError(f"{name}: a run takes one sharpness-aware method; this one also has {others[0]!r}.")
+    if len(state.optimizers) != 1:
+        raise ValueError(f"{name}: a run takes one optimizer; this one has {len(state.optimizers)}.")
+    if isinstance(state.optimizers[0], WrappedOptimizer):
+        raise ValueError(f"{name}: the Trainer's optimizer is already sharpness-aware; give it the base optimizer.")

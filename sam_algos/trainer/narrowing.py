@@ -1,0 +1,265 @@
+"""A pass inside Composer's Trainer that is not a whole one: on some samples, for the loss of each, or forward only."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from composer.models import ComposerModel
+from torch import Tensor
+
+from sam_algos.core.passes import Pass
+from sam_algos.core.selection import EVERYTHING, Rows, Selection, map_tensors, sample_count
+from sam_algos.core.streams import RandomStreams
+
+__all__ = ["Narrowing"]
+
+
+class Narrowing:
+    """Runs passes on some of the samples.
+
+    Only the model, its loss and its metrics are given fewer samples. Algorithms see whole microbatches and, where the
+    outputs are a tensor, whole outputs (zero for the samples that were not run) at every event, so that a sample is
+    mixed, smoothed and labelled as in a pass on the whole batch, and nothing has to be known about what an algorithm
+    keeps of it.
+
+    Args:
+        state (State): The Trainer's state.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._draws: list[RandomStreams] = []
+        self._microbatches: list[_Microbatch] = []
+
+    @contextmanager
+    def __call__(self, plan: Pass, *, first: bool) -> Iterator[None]:
+        """Run the body as ``plan`` says.
+
+        Args:
+            plan: On which samples; whether for a gradient; whether for the loss of each sample.
+            first: Whether it is the step's first pass. Others draw, in each microbatch, from where the first drew: with
+                fewer samples a forward pass may draw less, and would leave the next microbatch other numbers.
+        """
+        state, model = self._state, _composer_model(self._state.model)
+        algorithms, draws = list(state.algorithms), deque(self._draws)
+        self._microbatches = []
+        if first:
+            self._draws = []
+
+        def before_drawing() -> None:
+            if first:
+                self._draws.append(RandomStreams.record({p.device for p in plan.params}))
+            elif len(draws) and len(self._draws) > 1:
+                draws.popleft().restore()
+
+        inner = _Inner(plan, self._microbatches)
+        state.algorithms = [_On({Event.BEFORE_FORWARD: lambda _: before_drawing()}), *algorithms, inner.algorithm()]
+        replaced = {name: vars(model)[name] for name in _METHODS if name in vars(model)}
+        for name in _METHODS:
+            vars(model)[name] = getattr(inner, name)(getattr(model, name))
+        try:
+            yield
+        finally:
+            state.algorithms = algorithms
+            for name in _METHODS:
+                del vars(model)[name]
+            vars(model).update(replaced)
+
+    def losses(self) -> Tensor | None:
+        """The loss of each sample of the last pass, if it was asked for."""
+        found = [m.losses for m in self._microbatches if m.losses is not None]
+        return torch.cat(found) if found else None
+
+    def share(self) -> float:
+        """How much of the batch the last pass ran on."""
+        whole = sum(m.size for m in self._microbatches)
+        return sum(m.count for m in self._microbatches) / max(1, whole)
+
+
+class _Microbatch:
+    """One forward pass on some of a microbatch's samples.
+
+    Attributes:
+        size: How many samples it has.
+        count: How many of them are run.
+        weight: What the loss is to be multiplied by, as Composer weighs microbatches by their whole sizes.
+        losses: Of each sample, if asked for.
+    """
+
+    def __init__(self, batch: Any, selection: Selection, offset: int) -> None:
+        self.whole = batch
+        self.size = sample_count(batch)
+        self.weight = 1.0
+        self.losses: Tensor | None = None
+        self.outputs: tuple[Any, Any] = (None, None)  # whole and narrow
+        self.loss: Any = None
+        rows = selection.rows(self.size) if not isinstance(selection, Rows) else _within(selection, offset, self.size)
+        if isinstance(selection, Rows):
+            self.weight = len(rows) * selection.size / (self.size * len(selection.indices))
+        # A microbatch without chosen samples still has to run, for nothing.
+        self.rows: Any = rows if not isinstance(rows, Tensor) or len(rows) else slice(0, min(2, self.size))
+        self.count = len(range(*rows.indices(self.size))) if isinstance(rows, slice) else len(rows)
+        self._select = None if selection is EVERYTHING else _Fixed(self.rows)
+
+    def narrow(self, batch: Any) -> Any:
+        """The chosen samples of a batch."""
+        return batch if self._select is None else self._select(batch)
+
+    def widen(self, outputs: Any) -> Any:
+        """Outputs with a row for each sample."""
+        if self._select is None or not (isinstance(outputs, Tensor) and outputs.ndim):
+            whole = outputs
+        else:
+            whole = outputs.new_zeros((self.size, *outputs.shape[1:]))
+            whole[self.rows] = outputs
+        self.outputs = whole, outputs
+        return whole
+
+    def narrow_outputs(self, outputs: Any) -> Any:
+        """Outputs without the rows that were not run; as the model made them, where nobody changed them."""
+        whole, narrow = self.outputs
+        if outputs is whole:
+            return narrow
+        return map_tensors(outputs, lambda t: t[self.rows] if len(t) == self.size else t)
+
+
+class _Inner:
+    """What happens to the model within one pass."""
+
+    def __init__(self, plan: Pass, microbatches: list[_Microbatch]) -> None:
+        self._plan = plan
+        self._microbatches = microbatches
+
+    @property
+    def _now(self) -> _Microbatch:
+        return self._microbatches[-1]
+
+    def algorithm(self) -> Algorithm:
+        """Last before the forward pass, and so first after it, where Composer goes through algorithms backwards."""
+        return _On({
+            Event.BEFORE_FORWARD: self._before_forward,
+            Event.AFTER_FORWARD: self._after_forward,
+            Event.BEFORE_BACKWARD: self._before_backward,
+        })  # fmt: skip
+
+    def _before_forward(self, state: State) -> None:
+        offset = sum(m.size for m in self._microbatches)
+        self._microbatches.append(_Microbatch(state.batch, self._plan.selection, offset))
+        state.batch = self._now.narrow(state.batch)
+        torch.set_grad_enabled(self._plan.gradient)
+
+    def _after_forward(self, state: State) -> None:
+        torch.set_grad_enabled(True)
+        state.batch = self._now.whole
+        state.outputs = self._now.widen(state.outputs)
+
+    def _before_backward(self, state: State) -> None:
+        if self._plan.losses and state.loss is not self._now.loss:
+            raise ValueError(
+                "ESAM needs the loss of each sample, and an algorithm changed the loss after the model had computed it, "
+                "as MixUp(interpolate_loss=True) and CutMix(interpolate_loss=True) do; interpolate the labels instead."
+            )
+
+    def loss(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The model's loss, of the chosen samples."""
+
+        def narrowed(outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+            now = self._now
+            outputs, batch = now.narrow_outputs(outputs), now.narrow(batch)
+            if self._plan.losses:
+                now.losses = _loss_of_each(original, outputs, batch)
+            if self._plan.gradient:
+                loss = original(outputs, batch, *args, **kwargs)
+                now.loss = loss if now.weight == 1 else map_tensors_of(loss, lambda t: t * now.weight)
+            else:
+                device = now.losses.device if now.losses is not None else None
+                now.loss = torch.zeros((), device=device, requires_grad=True)  # for a backward pass of nothing
+            return now.loss
+
+        return narrowed
+
+    def eval_forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The outputs for the metrics, of the chosen samples."""
+
+        def narrowed(batch: Any, outputs: Any = None) -> Any:
+            return original(self._now.narrow(batch), self._now.narrow_outputs(outputs))
+
+        return narrowed
+
+    def update_metric(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The metrics' update, by the chosen samples; the outputs are those of `eval_forward`."""
+
+        def narrowed(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            return original(self._now.narrow(batch), *args, **kwargs)
+
+        return narrowed
+
+
+_METHODS = ("loss", "eval_forward", "update_metric")
+
+
+class _Fixed(Selection):
+    """Given rows of a batch of any size that has them."""
+
+    def __init__(self, rows: slice | Tensor) -> None:
+        self._rows = rows
+
+    def rows(self, size: int) -> slice | Tensor:
+        return self._rows
+
+
+class _On(Algorithm):
+    """Something to do at some events."""
+
+    def __init__(self, actions: dict[Event, Callable[[State], None]]) -> None:
+        self._actions = actions
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in self._actions
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        self._actions[event](state)
+
+
+def _within(selection: Rows, offset: int, size: int) -> Tensor:
+    """The chosen rows that lie in a microbatch, counted from its first."""
+    chosen = selection.indices
+    return chosen[(chosen >= offset) & (chosen < offset + size)] - offset
+
+
+def map_tensors_of(loss: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A loss as Composer takes it, a tensor or a tuple or dictionary of them, with ``function`` of each."""
+    if isinstance(loss, Tensor):
+        return function(loss)
+    if isinstance(loss, dict):
+        return {key: map_tensors_of(value, function) for key, value in loss.items()}
+    return type(loss)(map_tensors_of(value, function) for value in loss)
+
+
+@torch.no_grad()
+def _loss_of_each(loss: Callable[..., Any], outputs: Any, batch: Any) -> Tensor:
+    """The loss of each sample, as the model computes it without a reduction."""
+    try:
+        each = loss(outputs, batch, reduction="none")
+    except TypeError as error:
+        raise ValueError(f"{_NEEDS_REDUCTION} It says: {error}") from error
+    if not isinstance(each, Tensor) or each.ndim == 0 or len(each) != sample_count(batch):
+        raise ValueError(f"{_NEEDS_REDUCTION} It returned something else.")
+    return each.detach().flatten(1).mean(1) if each.ndim > 1 else each.detach()
+
+
+_NEEDS_REDUCTION = (
+    "ESAM needs the loss of each sample: the model's loss(outputs, batch, reduction='none') has to return a tensor with "
+    "one row for each, as ComposerClassifier's does with torch's own losses."
+)
+
+
+def _composer_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The user's model, inside of what data parallelism put around it."""
+    return next(module for module in model.modules() if isinstance(module, ComposerModel))

@@ -12,13 +12,11 @@ from sam_algos.core.tensors import local, shards
 
 __all__ = ["Displaced", "Displacement"]
 
-SMALL = 8192  # elements; up to here a call costs more than a second pass over a tensor that is still in cache
-
-_Layout = tuple[type, torch.dtype, tuple[int, ...], int]
-
+SMALL = 8192  # elements; up to here a call costs more than memory does
+_WIDE = (torch.float32, torch.float64)  # hold any scale; in float16 that of a vanishing gradient is no number
 
 class Displacement:
-    """Makes `Displaced` points; one per optimizer. All it remembers is which parameters own their storage.
+    """Makes `Displaced` points; one per optimizer. All it remembers is how parameters are stored.
 
     Args:
         elsewhere: Gives tensors that may share memory with a parameter: the model's buffers and its other parameters.
@@ -26,7 +24,7 @@ class Displacement:
 
     def __init__(self, elsewhere: Callable[[], Iterable[Tensor]] = tuple) -> None:
         self._elsewhere = elsewhere
-        self._known: dict[int, tuple[int, _Layout | None]] = {}  # by parameter: where it lay, and how if alone
+        self._storage = _Storage([], [], [])
 
     def __call__(
         self,
@@ -44,26 +42,33 @@ class Displacement:
             disposable: Whether the directions may be overwritten.
         """
         weights = shards([p.data for p in params])
-        layouts = self._own_layouts(params, weights)
-        found = zip(_layouts(directions), layouts, strict=True)
-        reuse = [disposable and direction == layout for direction, layout in found]
-        return Displaced(params, weights, directions, scales, [layout is not None for layout in layouts], reuse)
-
-    def _own_layouts(self, params: Sequence[Tensor], weights: Sequence[Tensor]) -> list[_Layout | None]:
-        """The layout of each parameter that may be pointed at another buffer without anybody else noticing."""
-        pointers = [w.data_ptr() for w in weights]
-        known = [self._known.get(id(p), (None, None)) for p in params]
-        if any([pointer != there for pointer, (there, _) in zip(pointers, known, strict=True)]):
+        if [w.data_ptr() for w in weights] != self._storage.pointers:
             everything = {id(t): t for t in (*self._elsewhere(), *params)}.values()
             holders = Counter(local(t.data).untyped_storage().data_ptr() for t in everything)
-            layouts = zip(params, weights, _layouts(weights), pointers, strict=True)
-            alone = [
-                layout if holders[pointer] == 1 and _is_alone_in_its_storage(p, w) else None
-                for p, w, layout, pointer in layouts
-            ]
-            self._known |= {id(p): found for p, *found in zip(params, pointers, alone, strict=True)}
-            return alone
-        return [layout for _, layout in known]
+            self._storage = _Storage(params, weights, [holders[w.untyped_storage().data_ptr()] == 1 for w in weights])
+        return Displaced(params, weights, directions, scales, self._storage, disposable)
+
+
+class _Storage:
+    """How parameters are stored.
+
+    Attributes:
+        pointers: Where.
+        own: Those that may be pointed at another buffer without anybody else noticing, by number.
+        rest: The others.
+        small: Those of ``own`` that a CPU displaces into new memory.
+        large: Those that it displaces into their direction's.
+        at_once: Whether it can do so in one pass over memory.
+    """
+
+    def __init__(self, params: Sequence[Tensor], weights: Sequence[Tensor], alone: Sequence[bool]) -> None:
+        self.pointers = [w.data_ptr() for w in weights]
+        pairs = list(zip(params, weights, alone, strict=True))
+        self.own = [i for i, (p, w, only) in enumerate(pairs) if only and _is_alone_in_its_storage(p, w)]
+        self.rest = sorted(set(range(len(pairs))).difference(self.own))
+        self.at_once = all(w.is_cpu and w.dtype in _WIDE for w in weights)
+        self.small = [i for i in self.own if weights[i].numel() <= SMALL]
+        self.large = sorted(set(self.own).difference(self.small))
 
 
 class Displaced:
@@ -82,28 +87,28 @@ class Displaced:
         weights: Sequence[Tensor],
         directions: Sequence[Tensor],
         scales: Sequence[Tensor],
-        owned: Sequence[bool],
-        reuse: Sequence[bool],
+        storage: _Storage,
+        disposable: bool,
     ) -> None:
         self._params, self._weights, self._scales = params, weights, scales
         self._directions: Sequence[Tensor] = directions
-        self._own = [i for i, own in enumerate(owned) if own]
-        self._rest = [i for i, own in enumerate(owned) if not own]
-        self._reuse = reuse
+        self._storage, self._disposable = storage, disposable
         self._moved: list[Tensor] | None = None
         self._aside: list[Tensor] = []
 
     def __enter__(self) -> None:
         weights, scales = self._weights, self._scales
-        self._aside = [weights[i].clone() for i in self._rest]
+        own, rest = self._storage.own, self._storage.rest
+        self._aside = [weights[i].clone() for i in rest]
         try:
             if self._moved is None:
-                self._moved = _displaced(self._own, weights, self._directions, scales, self._reuse)
-                if not self._rest:
+                self._moved = self._make(weights)
+                if not rest:
                     self._directions = ()  # their memory is free, or holds the displaced weights
-            for i, displaced in zip(self._own, self._moved, strict=True):
+            for i, displaced in zip(own, self._moved, strict=True):
                 self._params[i].data = displaced
-            _displace_in_place(self._rest, weights, self._directions, scales)
+            if rest:
+                _displace_in_place(rest, weights, self._directions, scales)
         except BaseException:
             self.__exit__()
             raise
@@ -116,10 +121,44 @@ class Displaced:
             raise
 
     def _put_back(self) -> None:
-        for i in self._own:
+        for i in self._storage.own:
             self._params[i].data = self._weights[i]
-        for i, original in zip(self._rest, self._aside, strict=True):
+        for i, original in zip(self._storage.rest, self._aside, strict=True):
             self._weights[i].copy_(original)
+
+    def _make(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """``w + scale · direction`` of each that owns its storage."""
+        moved, storage, first = list(self._directions), self._storage, self._scales[0] if self._scales else None
+        if storage.at_once and all([s is first for s in self._scales]):
+            self._add_at_once(moved, float(self._scales[0]) if storage.own else 0.0)
+            return [moved[i] for i in storage.own]
+        # A few calls however many tensors, and the scale stays on its device.
+        for scale, _, group in _by_scale_and_device(storage.own, self._scales, weights):
+            if fresh := [i for i in group if not self._may_reuse(i)]:
+                buffers = [torch.empty_like(weights[i]) for i in fresh]
+                torch._foreach_copy_(buffers, [moved[i] for i in fresh])
+                for i, buffer in zip(fresh, buffers, strict=True):
+                    moved[i] = buffer
+            torch._foreach_mul_([moved[i] for i in group], scale)
+            torch._foreach_add_([moved[i] for i in group], [weights[i] for i in group])
+        return [moved[i] for i in storage.own]
+
+    def _add_at_once(self, moved: list[Tensor], scale: float) -> None:
+        """Where the scale is at hand: large tensors into their direction, small ones anew, which takes fewer calls."""
+        weights, small, large = self._weights, self._storage.small, self._storage.large
+        if any([weights[i].stride() != moved[i].stride() for i in small]):
+            small, large = [], self._storage.own
+        if small:
+            made = torch._foreach_add([weights[i] for i in small], [moved[i] for i in small], alpha=scale)
+            for i, displaced in zip(small, made, strict=True):
+                moved[i] = displaced
+        for i in large:
+            out = moved[i] if self._may_reuse(i) else None
+            moved[i] = torch.add(weights[i], moved[i], alpha=scale, out=out)
+
+    def _may_reuse(self, i: int) -> bool:
+        """Whether the direction's memory can stand in for the parameter's."""
+        return self._disposable and _layout(self._directions[i]) == _layout(self._weights[i])
 
 
 def _displace_in_place(
@@ -131,57 +170,20 @@ def _displace_in_place(
         torch._foreach_add_([weights[i] for i in group], scaled)
 
 
-def _displaced(
-    members: Sequence[int],
-    weights: Sequence[Tensor],
-    directions: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    reuse: Sequence[bool],
-) -> list[Tensor]:
-    """``w + scale · direction`` of each member, into the direction's own buffer where ``reuse`` says so."""
-    moved = list(directions)
-    for scale, device, group in _by_scale_and_device(members, scales, weights):
-        at_once = group if device.type == "cpu" else ()
-        large = [i for i in at_once if weights[i].numel() > SMALL and _is_wide(weights[i])]
-        alpha = float(scale) if large else 0.0
-        for i in large:  # one pass over memory
-            moved[i] = torch.add(weights[i], directions[i], alpha=alpha, out=directions[i] if reuse[i] else None)
-        # A few calls however many tensors, and the scale stays on its device.
-        together = sorted(set(group).difference(large)) if large else group
-        if fresh := [i for i in together if not reuse[i]]:
-            buffers = [torch.empty_like(weights[i]) for i in fresh]
-            torch._foreach_copy_(buffers, [directions[i] for i in fresh])
-            for i, buffer in zip(fresh, buffers, strict=True):
-                moved[i] = buffer
-        if together:
-            torch._foreach_mul_([moved[i] for i in together], scale)
-            torch._foreach_add_([moved[i] for i in together], [weights[i] for i in together])
-    return [moved[i] for i in members]
-
-
-def _is_wide(w: Tensor) -> bool:
-    """Whether any scale is a number of the tensor's type; in float16 that of a vanishing gradient is not."""
-    return w.dtype not in (torch.float16, torch.bfloat16)
-
-
 def _by_scale_and_device(
     members: Sequence[int], scales: Sequence[Tensor], tensors: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, torch.device, Sequence[int]]]:
     """The members that share a scale and a device, with that scale on that device."""
-    if members and len(set(map(id, scales))) == 1 and len({t.device for t in tensors}) == 1:
-        groups = {(id(scales[0]), tensors[0].device): members}
-    else:
-        groups = {}
-        for i in members:
-            groups.setdefault((id(scales[i]), tensors[i].device), []).append(i)
+    groups: dict[tuple[int, torch.device], list[int]] = {}
+    for i in members:
+        groups.setdefault((id(scales[i]), tensors[i].device), []).append(i)
     for (_, device), group in groups.items():
         yield scales[group[0]].to(device), device, group
 
 
-def _layouts(values: Sequence[Tensor]) -> list[_Layout]:
+def _layout(value: Tensor) -> tuple[type, torch.dtype, tuple[int, ...], int]:
     """What a buffer must share with a parameter to stand in for it; the size of the storage tells a view apart."""
-    sizes = [v.untyped_storage().nbytes() for v in values]
-    return list(zip(map(type, values), [v.dtype for v in values], [v.stride() for v in values], sizes, strict=True))
+    return type(value), value.dtype, value.stride(), value.untyped_storage().nbytes()
 
 
 def _is_alone_in_its_storage(param: Tensor, w: Tensor) -> bool:

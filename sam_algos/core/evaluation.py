@@ -140,9 +140,13 @@ class Evaluation:
         gradient = self.gradient(point, selection, synchronized)
         if self._climbing and self._around.keeps_gradient:
             return gradient.clone()
-        tensors.own_(gradient.values, gradient.params)
-        self._results[point, selection].gradient = None
-        return Vector(gradient.params, gradient.values)
+        values = list(gradient.values)  # the pass's own list says what lies on the parameters
+        tensors.own_(values, gradient.params)
+        if all([mine is left for mine, left in zip(values, gradient.values, strict=True)]):
+            values = gradient.values
+        if gradient:  # nothing to write into otherwise, and the step will be a plain one
+            self._results[point, selection].gradient = None
+        return Vector(gradient.params, values)
 
     def losses(self, point: Point | None, selection: Selection) -> Tensor:
         """The loss of each sample there, from a forward pass if it is not known."""
@@ -236,7 +240,7 @@ class Evaluation:
         if any([g.layout is not torch.strided for g in grads]):
             self._refuse_sparse(params)
         values = tensors.shards(grads)
-        if self.repeatable:
+        if self.repeatable and (self._ran == 1 or self._climbing):  # others are used before the next pass
             tensors.own_(values, params)
             for p, value, g in zip(params, values, grads, strict=True):
                 if value is not g and not tensors.is_sharded([p]):

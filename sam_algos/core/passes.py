@@ -177,9 +177,8 @@ class ClosurePasses(Passes):
         """Remove the gradients of the step before; returns any others that are not zero, which stay."""
         there = [p for p in params if p.grad is not None]
         if there and not self._are_left_overs():
-            strangers = {p: (p.grad, p.grad._version) for p in there if p.grad is not None and _is_nonzero(p.grad)}
-            if strangers:
-                return strangers
+            if any(_is_nonzero(p.grad) for p in there if p.grad is not None):
+                return {p: (p.grad, p.grad._version) for p in there if p.grad is not None}
         for p in there:
             p.grad = None
         self._left = None

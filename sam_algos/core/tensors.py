@@ -39,6 +39,9 @@ __all__ = [
 ]
 
 SMALL = 2048  # elements: up to here copying a tensor costs less than a call
+CACHED = 131072  # elements: so many in all are still in a core's cache when they have been copied
+FEW = 4  # scalars: so many are added in less time than they are stacked
+_PLAIN = {Tensor, torch.nn.Parameter}
 _DOTTED = {torch.float32, torch.float64}  # what torch.dot multiplies without losing digits
 TINY = 1e-18  # a smaller norm may be what underflow has left: the square of 1e-19 is float32's smallest normal number
 
@@ -105,7 +108,7 @@ def norm(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     """``‖values‖``, the L2 norm of all tensors as one vector; a scalar tensor (zero for an empty list)."""
     if not values:
         return torch.zeros(())
-    if {v.device.type for v in values} == {"cpu"} and {v.dtype for v in values} <= _DOTTED and not is_sharded(like):
+    if all([v.is_cpu and v.dtype in _DOTTED for v in values]) and not is_sharded(like):
         return dot(values, values, ()).sqrt()
     return torch.linalg.vector_norm(norms(values, like))
 
@@ -124,7 +127,9 @@ def dot(a: Sequence[Tensor], b: Sequence[Tensor], like: Sequence[Tensor]) -> Ten
     packed = _packed(a, like)
     pairs = zip(packed, packed if b is a else _packed(b, like), strict=True)
     each = [_inner(x, y) for x, y in pairs]
-    return each[0] if len(each) == 1 and not like else _sum_over_shards(torch.stack(_together(each)), like).sum()
+    if not like and len(each) <= FEW:
+        return sum(each[1:], start=each[0])
+    return _sum_over_shards(torch.stack(_together(each)), like).sum()
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
@@ -140,12 +145,14 @@ def _inner(x: Tensor, y: Tensor) -> Tensor:
 
 def _packed(values: Sequence[Tensor], like: Sequence[Tensor]) -> Sequence[Tensor]:
     """On a CPU, all the small tensors as one, whose copying costs less than a call for each."""
-    if len(values) == 1 or is_sharded(like) or {v.device.type for v in values} != {"cpu"}:
+    if len(values) == 1 or is_sharded(like) or not all([v.is_cpu for v in values]):
         return values
-    small = [v for v in values if v.numel() <= SMALL]
+    sizes = [v.numel() for v in values]
+    limit = SMALL if sum(sizes) > CACHED else CACHED
+    small = [v for v, size in zip(values, sizes, strict=True) if size <= limit]
     if len(small) < 2:
         return values
-    return [_flatten_dense_tensors(small), *(v for v in values if v.numel() > SMALL)]
+    return [_flatten_dense_tensors(small), *(v for v, size in zip(values, sizes, strict=True) if size > limit)]
 
 
 def in_memory_order(*alike: Tensor) -> list[Tensor] | None:
@@ -233,7 +240,8 @@ def _together(scalars: Sequence[Tensor]) -> list[Tensor]:
 
 def is_sharded(like: Sequence[Any]) -> bool:
     """Whether any of them is a DTensor."""
-    return any(issubclass(kind, DTensor) for kind in set(map(type, like)))
+    kinds = set(map(type, like))
+    return not kinds <= _PLAIN and any(issubclass(kind, DTensor) for kind in kinds)
 
 
 def _sum_over_shards(each: Tensor, like: Sequence[Tensor], op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:

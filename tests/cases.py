@@ -5,26 +5,25 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sam_algos import (
     ASAM,
     METHODS,
     SAM,
     Adaptive,
-    Friendly,
     GradientNorm,
-    Interval,
     Method,
+    NormLayers,
     Reuse,
     SharpnessAware,
     SharpnessAwareOptimizer,
 )
+from sam_algos.core.selection import EVERYTHING, Selection
 
 Batch = tuple[Tensor, Tensor]
 
@@ -33,19 +32,28 @@ VARIANTS: dict[str, Method] = {
     "sam, p=inf": SAM(p=math.inf, interval=2),
     "asam, layer": ASAM(scope="layer", normalize_bias=True),
     "asam, filter": ASAM(scope="filter"),
+    "sam, two ascent steps": SAM(steps=2),
     "composed": SharpnessAware(GradientNorm(lambda_1=-0.5, lambda_2=0.5), Adaptive(), Reuse()),
 }
 
 # Every registered method with its defaults: a new one is tested without an edit here.
 _WHOLE = {name: cls() for name, cls in METHODS.items()} | VARIANTS
 _CASES = _WHOLE | {"sam, a narrow ascent": SAM(ascent_fraction=0.5)}
-each_method = pytest.mark.parametrize("method", _CASES.values(), ids=_CASES)
-each_method_on_the_whole_batch = pytest.mark.parametrize("method", _WHOLE.values(), ids=_WHOLE)
+_ANY_MODEL = {name: method for name, method in _CASES.items() if type(method.parts().perturbation) is not NormLayers}
+
+
+def _each(cases: dict[str, Method]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("method", cases.values(), ids=cases)
+
+
+each_method = _each(_CASES)
+each_method_on_the_whole_batch = _each(_WHOLE)
+each_method_for_any_model = _each(_ANY_MODEL)  # without those that need a normalisation layer
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "mlp": lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)),
+    "mlp": lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)),
     "batchnorm": lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)),
-    "dropout": lambda: nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(0.4), nn.Linear(16, 3)),
+    "dropout": lambda: nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.Tanh(), nn.Dropout(0.4), nn.Linear(16, 3)),
     "convolution": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 6)),
         nn.Conv1d(1, 4, 3),
@@ -75,8 +83,17 @@ def make_batches(steps: int, dtype: torch.dtype = torch.float32, seed: int = 1) 
     return [(draw(7, 6).to(dtype), (draw(7, 3) * (1 + 2 * draw(1).abs())).to(dtype)) for _ in range(steps)]
 
 
+def squared_errors(out: Tensor, y: Tensor) -> Tensor:
+    """The loss of each sample; their mean is ``mse_loss``."""
+    return (out - y).square().flatten(1).mean(1)
+
+
 class Closure:
-    """A closure as a user writes it, which counts its calls; subclasses make some of them go wrong."""
+    """A closure as a user writes it, which counts its calls; subclasses make some of them go wrong.
+
+    For methods that read the loss of each sample it returns these, and for all others their mean after a backward
+    pass. ``loss`` gives the loss of each sample, in dimensions of its own choice.
+    """
 
     def __init__(
         self,
@@ -85,27 +102,86 @@ class Closure:
         batch: Batch,
         *,
         set_to_none: bool = True,
-        loss: Callable[[Tensor, Tensor], Tensor] = F.mse_loss,
+        loss: Callable[[Tensor, Tensor], Tensor] = squared_errors,
     ) -> None:
         self.model, self.optimizer, self.batch = model, optimizer, batch
         self.set_to_none, self.loss = set_to_none, loss
         self.calls = 0
 
-    def __call__(self, fraction: float = 1.0) -> Any:
+    def __call__(self, samples: Selection = EVERYTHING) -> Any:
         self.calls += 1
+        if reads_losses(self.optimizer):
+            return self.losses(samples)
         self.optimizer.zero_grad(set_to_none=self.set_to_none)
-        x, y = (values[: math.ceil(fraction * len(values))] for values in self.batch)
-        loss = self.loss(self.model(x), y)
+        loss = self.losses(samples).mean()
         loss.backward()
         return loss
+
+    def losses(self, samples: Selection = EVERYTHING) -> Tensor:
+        x, y = samples(self.batch)
+        return self.loss(self.model(x), y).reshape(len(x), -1).mean(1)
+
+
+def reads_losses(optimizer: torch.optim.Optimizer) -> bool:
+    return isinstance(optimizer, SharpnessAwareOptimizer) and optimizer._surroundings.reads_losses
 
 
 def wrap(
     method: Method | None, model: nn.Module, base: str = "momentum", total_steps: int = 40, **group: Any
 ) -> torch.optim.Optimizer:
-    """The method's optimizer around a base optimizer, or the base optimizer alone."""
-    optimizer = BASES[base]([{"params": list(model.parameters()), **group}])
-    return optimizer if method is None else method.wrap(optimizer, model=model, total_steps=total_steps)
+    """The method's optimizer around a base optimizer, or the base optimizer alone.
+
+    A method that needs momentum gets plain SGD with momentum.
+    """
+    groups = [{"params": list(model.parameters()), **group}]
+    optimizer = BASES[base](groups)
+    if method is None:
+        return optimizer
+    if base == "sgd" and not takes(method, optimizer):
+        optimizer = BASES["momentum"](groups)
+    return method.wrap(optimizer, model=model, total_steps=total_steps)
+
+
+def second_pass(optimizer: torch.optim.Optimizer) -> int:
+    """The number of the pass that is the first at displaced weights, after the first step; it may be the only one."""
+    return 1 if optimizer._surroundings.one_pass else 2
+
+
+def takes(method: Method, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the method's parts can work with the base optimizer."""
+    try:
+        for part in method.parts().all():
+            part.check(optimizer)
+    except ValueError:
+        return False
+    return True
+
+
+class Seen(NamedTuple):
+    """What one forward pass saw: the weights, how many samples, and whether a gradient was wanted."""
+
+    weights: Tensor
+    samples: int
+    gradient: bool
+
+
+def watch(model: nn.Module) -> list[Seen]:
+    """A list to which every forward pass of a model adds what it saw."""
+    seen: list[Seen] = []
+
+    def note(module: nn.Module, args: Any) -> None:
+        weights = nn.utils.parameters_to_vector(module.parameters()).detach()
+        seen.append(Seen(weights, len(args[0]), torch.is_grad_enabled()))
+
+    model.register_forward_pre_hook(note)
+    return seen
+
+
+class Notes:
+    """Keeps notes where the repetition of a pass does not put them back, as it does a module's own lists."""
+
+    def __init__(self) -> None:
+        self.taken: list[Any] = []
 
 
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[Batch]) -> Iterator[int]:

@@ -60,7 +60,10 @@ def test_displaced_there_and_back(name: str, disposable: bool, error: type[BaseE
             for p, w, address, d in zip(params, expected, addresses, directions, strict=True):
                 torch.testing.assert_close(p.detach(), w)
                 assert (p.data_ptr() != address) == swaps
-                assert (p.data_ptr() == d.data_ptr() and p.numel() > 0) == (swaps and disposable)
+                # A small tensor is not worth the calls that writing into the direction takes.
+                assert (p.data_ptr() == d.data_ptr() and p.numel() > 0) == (
+                    swaps and disposable and (p.numel() > SMALL or p.dtype not in (torch.float32, torch.float64))
+                )
             if error:
                 raise error
     except (ValueError, KeyboardInterrupt):

@@ -8,16 +8,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam_algos import Method
+from sam_algos import Method, SharpnessAwareOptimizer
+from sam_algos.core.passes import ClosurePasses, Outcome, Pass
+from sam_algos.core.selection import EVERYTHING, Selection
 from tests.cases import (
     Closure,
     each_method,
     each_method_on_the_whole_batch,
     make_batches,
     make_model,
+    reads_losses,
     same,
+    second_pass,
     snapshot,
     steps,
+    watch,
     wrap,
 )
 
@@ -28,57 +33,74 @@ ERRORS: dict[str, BaseException] = {
     "runtime": RuntimeError("CUDA error"),
 }
 PLACES = ("closure", "forward", "backward")
+PASSES = ("first pass", "second pass")
+
+# Every place and pass with one kind of error, and the other kinds where most is under way.
+FAULTS = [("exception", place, which) for place in PLACES for which in PASSES]
+FAULTS += [(error, "backward", "second pass") for error in ERRORS if error != "exception"]
 
 
 class Faulty(Closure):
     """Goes wrong in one of its calls: before the gradients are zeroed, midway forward or midway backward."""
 
-    def __init__(self, *args: Any, call: int, place: str, error: BaseException) -> None:
+    def __init__(self, *args: Any, which: str, place: str, error: BaseException) -> None:
         super().__init__(*args)
-        self.call, self.place, self.error = call, place, error
+        self.place, self.error = place, error
+        self.number = 1 if which == "first pass" else second_pass(self.optimizer)
+        if self.number == 2 and place == "backward" and reads_losses(self.optimizer):
+            self.number = 3  # the second of them is a forward pass only
 
     def fail(self, *_: Any) -> None:
         raise self.error
 
-    def __call__(self, fraction: float = 1.0) -> Any:
-        if self.calls + 1 != self.call:
-            return super().__call__(fraction)
+    def __call__(self, samples: Selection = EVERYTHING) -> Any:
+        if self.calls + 1 != self.number:
+            return super().__call__(samples)
         last = self.model[-1]
         if self.place == "closure":
             self.fail()
         # The gradient of the last layer's weight is made while the first layer's is still to come.
         hook = last.weight.register_hook if self.place == "backward" else last.register_forward_pre_hook
-        handle = hook(self.fail)
-        try:
-            return super().__call__(fraction)
-        finally:
+
+        def once(*_: Any) -> None:
             handle.remove()
+            self.fail()
+
+        handle = hook(once)
+        return super().__call__(samples)
 
 
-class Overflowing(Closure):
-    """Returns None from one of its calls, as Composer's closure does where float16 has overflowed."""
+class Overflowing(ClosurePasses):
+    """Overflows in one of the passes of a step, as float16 does under Composer."""
 
-    def __init__(self, *args: Any, call: int) -> None:
-        super().__init__(*args)
-        self.call = call
+    def __init__(self, optimizer: SharpnessAwareOptimizer, number: int) -> None:
+        like: Any = optimizer._passes
+        super().__init__(like._model, like._total_steps, selects=like._selects)
+        self._number, self._count = number, 0
+        optimizer._passes = optimizer._surroundings.passes = self
 
-    def __call__(self, fraction: float = 1.0) -> Any:
-        loss = super().__call__(fraction)
-        return None if self.calls == self.call else loss
+    def first(self, closure: Any, plan: Pass) -> Any:
+        self._count = 0
+        return self._unless_overflown(super().first(closure, plan))
+
+    def again(self, closure: Any, plan: Pass) -> Any:
+        return self._unless_overflown(super().again(closure, plan))
+
+    def _unless_overflown(self, outcome: Outcome) -> Outcome | None:
+        self._count += 1
+        return None if self._count == self._number else outcome
 
 
 @each_method
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("call", [1, 2], ids=["first pass", "second pass"])
-def test_an_error_leaves_no_trace(method: Method, error: str, place: str, call: int) -> None:
+@pytest.mark.parametrize(("error", "place", "which"), FAULTS, ids=[", ".join(fault) for fault in FAULTS])
+def test_an_error_leaves_no_trace(method: Method, error: str, place: str, which: str) -> None:
     model, twin = make_model("mlp"), make_model("mlp")
     optimizer, calm = wrap(method, model), wrap(method, twin)
     hit = 0
     for batch in make_batches(8):
         before = snapshot(model, optimizer)
         try:
-            optimizer.step(Faulty(model, optimizer, batch, call=call, place=place, error=ERRORS[error]))
+            optimizer.step(Faulty(model, optimizer, batch, which=which, place=place, error=ERRORS[error]))
         except type(ERRORS[error]):
             hit += 1
             assert same(snapshot(model, optimizer), before)
@@ -90,18 +112,19 @@ def test_an_error_leaves_no_trace(method: Method, error: str, place: str, call: 
 
 
 @each_method
-@pytest.mark.parametrize("call", [1, 2], ids=["first pass", "second pass"])
-def test_an_overflow_skips_the_step(method: Method, call: int) -> None:
+@pytest.mark.parametrize("which", PASSES)
+def test_an_overflow_skips_the_step(method: Method, which: str) -> None:
     model = make_model("mlp")
     optimizer = wrap(method, model)
+    calm = optimizer._passes
     hit = 0
     for batch in make_batches(8):
         before = snapshot(model, optimizer)
-        closure = Overflowing(model, optimizer, batch, call=call)
-        if optimizer.step(closure) is None:
+        Overflowing(optimizer, 1 if which == "first pass" else second_pass(optimizer))
+        if optimizer.step(Closure(model, optimizer, batch)) is None:
             hit += 1
-            assert closure.calls == call
             assert same(snapshot(model, optimizer), before)
+        optimizer._passes = optimizer._surroundings.passes = calm
         optimizer.step(Closure(model, optimizer, batch))
     assert hit
 
@@ -124,16 +147,15 @@ def test_base_optimizer_steps_from_the_clean_weights_in_their_own_memory(method:
 
 
 @each_method
-def test_second_pass_is_at_other_weights(method: Method) -> None:
+def test_some_pass_is_at_other_weights(method: Method) -> None:
     model = make_model("mlp")
-    optimizer = wrap(method, model)
-    seen: list[Tensor] = []
-    model.register_forward_pre_hook(lambda m, _: seen.append(nn.utils.parameters_to_vector(m.parameters())))
+    optimizer, passes = wrap(method, model), watch(model)
     displaced = 0
     for batch in make_batches(8):
-        seen.clear()
+        passes.clear()
+        clean = nn.utils.parameters_to_vector(model.parameters()).detach()
         optimizer.step(Closure(model, optimizer, batch))
-        displaced += len(seen) == 2 and not torch.equal(seen[0], seen[1])
+        displaced += any(not torch.equal(seen.weights, clean) for seen in passes)
     assert displaced
 
 
@@ -143,7 +165,7 @@ def test_a_loss_of_zero_is_a_loss(method: Method) -> None:
     optimizer = wrap(method, model)
     before = snapshot(model)
     [batch] = make_batches(1)
-    loss = optimizer.step(Closure(model, optimizer, batch, loss=lambda out, y: (out - out.detach()).mul(y).sum()))
+    loss = optimizer.step(Closure(model, optimizer, batch, loss=lambda out, y: (out - out.detach()) * y))
     assert loss.item() == 0.0
     assert optimizer.method_state_dict()["step"] == 1
     assert not same(snapshot(model), before)

@@ -9,8 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import SAM, Method
+from sam_algos.core.selection import EVERYTHING, Selection
 from tests import references
-from tests.cases import Closure, distance, each_method, make_batches, same, snapshot, steps, wrap
+from tests.cases import (
+    Closure,
+    Notes,
+    distance,
+    each_method,
+    each_method_for_any_model,
+    make_batches,
+    make_model,
+    reads_losses,
+    same,
+    snapshot,
+    steps,
+    wrap,
+)
 
 
 class Tied(nn.Module):
@@ -69,12 +83,12 @@ class WithExtra(nn.Module):
         super().__init__()
         self.body = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
         self.extra = nn.Parameter(extra)
-        self.used_in, self.passes = used_in, [0]
+        self.used_in, self.passes = used_in, Notes()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.passes[0] += 1
+        self.passes.taken.append(len(x))
         out = self.body(x)
-        return out * (1 + self.extra.abs().sum()) if self.passes[0] in self.used_in else out
+        return out * (1 + self.extra.abs().sum()) if len(self.passes.taken) in self.used_in else out
 
 
 class Complex(nn.Module):
@@ -129,7 +143,7 @@ def build(kind: str) -> nn.Module:
     return KINDS[kind]()
 
 
-@each_method
+@each_method_for_any_model
 @pytest.mark.parametrize("base", ["momentum", "adamw"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_trains_from_weights_restored_to_the_last_bit(method: Method, kind: str, base: str) -> None:
@@ -158,7 +172,7 @@ def test_storage_does_not_matter_to_the_result(kind: str) -> None:
     assert distance(ours, theirs) <= 1e-12
 
 
-@each_method
+@each_method_for_any_model
 @pytest.mark.parametrize("base", ["momentum", "adamw"])
 @pytest.mark.parametrize("used_in", [(1,), (2,), (1, 4), (3, 4)], ids=str)
 def test_a_parameter_may_be_used_in_one_pass_only(method: Method, base: str, used_in: tuple[int, ...]) -> None:
@@ -175,13 +189,18 @@ def test_a_parameter_may_be_used_in_one_pass_only(method: Method, base: str, use
 @each_method
 def test_no_parameter_at_all_may_receive_a_gradient(method: Method) -> None:
     """All frozen for a while, as gradual unfreezing does."""
-    model = nn.Sequential(nn.Linear(6, 3))
+    model = make_model("mlp")
     optimizer = wrap(method, model)
     [(x, y)] = make_batches(1)
     model.requires_grad_(False)
     before = snapshot(model)
+    losses = Closure(model, optimizer, (x, y)).losses
+
+    def closure(samples: Selection = EVERYTHING) -> Tensor:
+        return losses(samples) if reads_losses(optimizer) else losses(samples).mean()
+
     for _ in range(2):
-        optimizer.step(lambda **_: (model(x) - y).square().mean())
+        optimizer.step(closure)
     assert same(snapshot(model), before)
     assert optimizer.metrics["sam/nonfinite"] == 0
     model.requires_grad_(True)
@@ -191,16 +210,16 @@ def test_no_parameter_at_all_may_receive_a_gradient(method: Method) -> None:
 
 @each_method
 def test_a_gradient_of_zero_moves_nothing(method: Method) -> None:
-    model = nn.Sequential(nn.Linear(6, 3))
+    model = make_model("mlp")
     optimizer = wrap(method, model)
     before = snapshot(model)
     [batch] = make_batches(1)
     for _ in range(3):
-        optimizer.step(Closure(model, optimizer, batch, loss=lambda out, y: (out * 0).sum()))
+        optimizer.step(Closure(model, optimizer, batch, loss=lambda out, y: out * 0))
     assert same(snapshot(model), before)
 
 
-@each_method
+@each_method_for_any_model
 def test_a_sparse_gradient_is_refused_before_anything_changes(method: Method) -> None:
     model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
     optimizer = wrap(method, model, "sgd")

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from sam_algos import SAM, Method
 from tests.cases import (
     Closure,
+    Notes,
     each_method,
     each_method_on_the_whole_batch,
     make_batches,
     make_model,
     same,
+    second_pass,
     steps,
     wrap,
 )
@@ -39,7 +41,7 @@ class CountsCalls(nn.Module):
 
 
 def between(*layers: nn.Module) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(nn.Linear(6, 8), *copy.deepcopy(layers), nn.Tanh(), nn.Linear(8, 3))
+    return lambda: nn.Sequential(nn.Linear(6, 8), *copy.deepcopy(layers), nn.LayerNorm(8), nn.Linear(8, 3))
 
 
 COUNTING: dict[str, Callable[[], nn.Module]] = {
@@ -124,11 +126,11 @@ class Noise(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.drawn: list[tuple] = []
+        self.drawn = Notes()
 
     def forward(self, x: Tensor) -> Tensor:
         draw = (random.random(), float(np.random.rand()), float(torch.rand(())))
-        self.drawn.append(draw)
+        self.drawn.taken.append(draw)
         return x * (1 + 0.1 * sum(draw))
 
 
@@ -136,14 +138,14 @@ def noisy_run(method: Method | None, count: int) -> tuple[list[list[tuple]], lis
     """The draws of each step, its passes, and the state of the streams afterwards."""
     torch.manual_seed(0)
     noise = Noise()
-    model = nn.Sequential(nn.Linear(6, 8), noise, nn.Dropout(0.5), nn.Linear(8, 3))
+    model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), noise, nn.Dropout(0.5), nn.Linear(8, 3))
     optimizer = wrap(method, model)
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     draws, passes = [], []
     for taken in steps(model, optimizer, make_batches(count)):
-        draws.append(list(noise.drawn))
+        draws.append(list(noise.drawn.taken))
         passes.append(taken)
-        noise.drawn.clear()
+        noise.drawn.taken.clear()
     kind, keys, *rest = np.random.get_state()
     return draws, passes, (torch.get_rng_state(), random.getstate(), kind, torch.tensor(keys.tolist()), rest)
 
@@ -152,7 +154,7 @@ def noisy_run(method: Method | None, count: int) -> tuple[list[list[tuple]], lis
 def test_both_passes_draw_the_same_and_the_streams_go_on_as_without_a_method(method: Method) -> None:
     draws, passes, streams = noisy_run(method, 8)
     plain, _, plain_streams = noisy_run(None, 8)
-    assert max(passes) == 2
+    assert max(passes) >= second_pass(wrap(method, make_model("mlp")))
     # `set` leaves one draw of a step where both passes drew the same; each is the plain run's of that step.
     assert [list(set(step)) for step in draws] == plain
     assert [len(step) for step in draws] == passes
@@ -164,23 +166,24 @@ def test_both_passes_drop_the_same_units(method: Method) -> None:
     model = make_model("dropout")
     optimizer = wrap(method, model)
     masks: list[Tensor] = []
-    model[2].register_forward_hook(lambda module, args, out: masks.append(out == 0))
-    twice = 0
+    model[-2].register_forward_hook(lambda module, args, out: masks.append(out == 0))
+    repeated = 0
     for taken in steps(model, optimizer, make_batches(8)):
         assert len(masks) == taken
-        assert all(torch.equal(mask, masks[0]) for mask in masks)
+        # A pass on some of the samples draws others.
+        assert all(torch.equal(mask, masks[0]) for mask in masks if len(mask) == len(masks[0]))
         assert masks[0].any()
         assert not masks[0].all()
-        twice += taken == 2
+        repeated += taken >= second_pass(optimizer)
         masks.clear()
-    assert twice
+    assert repeated
 
 
 class Hasty(Noise):
     """Draws more in its second pass than in its first, as code that depends on the weights may."""
 
     def forward(self, x: Tensor) -> Tensor:
-        for _ in range(len(self.drawn)):
+        for _ in range(len(self.drawn.taken)):
             random.random(), np.random.rand(), torch.rand(())
         return super().forward(x)
 
@@ -191,15 +194,15 @@ def test_streams_go_on_from_the_first_pass_whatever_the_second_draws() -> None:
     model = nn.Sequential(nn.Linear(6, 8), noise, nn.Linear(8, 3))
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     for taken in steps(model, wrap(SAM(), model), make_batches(3)):
-        assert taken == len(noise.drawn) == 2
-        noise.drawn.clear()
+        assert taken == len(noise.drawn.taken) == 2
+        noise.drawn.taken.clear()
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     for _ in range(3):
         random.random(), np.random.rand(), torch.rand(())
     expected = (random.random(), np.random.rand(), float(torch.rand(())))
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     for _ in steps(model, wrap(SAM(), model), make_batches(3)):
-        noise.drawn.clear()
+        noise.drawn.taken.clear()
     assert (random.random(), np.random.rand(), float(torch.rand(()))) == expected
 
 
@@ -210,13 +213,13 @@ class Periodic(nn.Module):
         super().__init__()
         self.count = 0
         self.mask = torch.ones(8)
-        self.used: list[Tensor] = []
+        self.used = Notes()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.count % 3 == 0:
             self.mask = (torch.rand(8) > 0.5).float()
         self.count += 1
-        self.used.append(self.mask)
+        self.used.taken.append(self.mask)
         return x * self.mask
 
 
@@ -228,9 +231,9 @@ def test_modules_that_count_their_calls_count_one(copied: bool) -> None:
     if copied:
         model, optimizer = copy.deepcopy((model, optimizer))
     for done in range(4, 10):
-        model[1].used.clear()
+        model[1].used.taken.clear()
         assert [*steps(model, optimizer, make_batches(1, seed=done))] == [2]
-        assert torch.equal(*model[1].used)
+        assert torch.equal(*model[1].used.taken)
         assert model[1].count == done
 
 

@@ -13,9 +13,24 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_algos import SAM, Adaptive, GradientNorm, PNorm, Reuse
-from sam_algos.names import Names
-from sam_algos.parts import Perturbation, Step
+from sam_algos import (
+    SAM,
+    Adaptive,
+    Descent,
+    GradientNorm,
+    Interval,
+    Parts,
+    Perturbation,
+    PNorm,
+    Reuse,
+    SharpGradient,
+    Step,
+    Vector,
+)
+from sam_algos.core.displacement import Displacement
+from sam_algos.core.evaluation import Evaluation, Surroundings
+from sam_algos.core.names import Name
+from sam_algos.core.passes import ClosurePasses
 from tests.cases import VARIANTS, Closure, make_batches, same, snapshot, wrap
 from tests.references import dot, norm
 
@@ -33,17 +48,31 @@ sizes = st.floats(-12, 12).map(lambda e: 10**e)
 def observed(
     params: list[Tensor],
     grads: list[Tensor],
-    index: int = 0,
-    progress: float | None = None,
     names: Sequence[str] | None = None,
+    *,
+    index: int = 0,
+    total: int | None = None,
+    descent: Descent = SharpGradient(),  # noqa: B008
+    memory: Any = None,
 ) -> Step:
-    for p, g in zip(params, grads, strict=True):
-        p.grad = g
-    step = Step(index, progress)
-    model = nn.Module()
-    model.named_parameters = lambda: zip(names or ["weight"] * len(params), params, strict=True)  # pyright: ignore
-    step.observe(params, Names(lambda: model), {})
-    return step
+    """A step whose only pass leaves ``grads``."""
+
+    def closure() -> float:
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g
+        return 0.0
+
+    called = [Name(name, None) for name in names or ["weight"] * len(params)]
+    around = Surroundings(
+        passes=ClosurePasses(nn.Module(), total),
+        parts=Parts(Interval(), PNorm(), descent),
+        names=lambda asked: [called[next(i for i, p in enumerate(params) if p is q)] for q in asked],  # pyright: ignore
+        displacement=Displacement(),
+        groups=lambda: [{"params": [p.requires_grad_() for p in params]}],
+        state=dict,
+        own_radii=False,
+    )
+    return Step(Evaluation(around, closure, index), memory or {})
 
 
 def draw(shapes: list[tuple[int, ...]], seed: int, size: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
@@ -52,11 +81,21 @@ def draw(shapes: list[tuple[int, ...]], seed: int, size: float = 1.0) -> tuple[l
     return [new(s) for s in shapes], [size * new(s) for s in shapes]
 
 
+@torch.no_grad()
 def epsilon(
     perturbation: Perturbation, params: list[Tensor], grads: list[Tensor], names: Sequence[str] | None = None
 ) -> list[Tensor]:
-    directions, scale = perturbation.ascend(observed(params, grads, names=names))
-    return [perturbation.rho * scale * d for d in directions]
+    ascent = perturbation.ascend(observed(params, [g.clone() for g in grads], names))
+    assert ascent is not None
+    assert len(ascent.direction.params) == len(params)
+    return [perturbation.rho * ascent.scale * d for d in ascent.direction.values]
+
+
+def remembered(params: list[Tensor], grads: list[Tensor], sharp: list[Tensor]) -> list[Tensor]:
+    """LookSAM's direction after a sharp step."""
+    step = observed(params, grads, descent=Reuse())
+    [direction] = Reuse().sharp(step, Vector(params, sharp)).remember.values()
+    return direction.values
 
 
 def pnorm(values: list[Tensor], p: float) -> float:
@@ -111,7 +150,7 @@ def test_what_is_reused_is_a_unit_vector_orthogonal_to_the_gradient(shapes: Any,
     params, grads = draw(shapes, seed)
     _, sharp = draw(shapes, seed + 1)
     plain, g_s = [g.clone() for g in grads], [g.clone() for g in sharp]
-    [direction] = Reuse().after_sharp(observed(params, grads), sharp).values()
+    direction = remembered(params, grads, sharp)
     assert same(sharp, g_s)
     if sum(g.numel() for g in plain) == 1:  # everything is parallel on a line
         assert norm(direction) == 0
@@ -127,7 +166,7 @@ def test_a_sharp_gradient_parallel_to_the_plain_one_gives_no_direction(shapes: A
     """Where rounding errors would otherwise be scaled up to the length of a gradient."""
     for dtype in (torch.float32, torch.float64):
         params, grads = ([x.to(dtype) for x in values] for values in draw(shapes, seed))
-        [direction] = Reuse().after_sharp(observed(params, grads), [factor * g for g in grads]).values()
+        direction = remembered(params, grads, [factor * g for g in grads])
         assert norm(direction) == 0
 
 
@@ -135,8 +174,9 @@ def decisions(policy: GradientNorm, xs: list[float], scale: float = 1.0) -> list
     memory, sharp = policy.initial(), []
     for t, x in enumerate(xs):
         grads = [torch.tensor([scale * math.sqrt(x)], dtype=torch.float64)]
-        decision = policy.decide(memory, observed([torch.zeros(1).double()], grads, t, t / len(xs)))
-        memory, sharp = decision.memory, [*sharp, decision.sharp]
+        step = observed([torch.zeros(1).double()], grads, index=t, total=len(xs), memory=memory)
+        decision = policy.decide(step)
+        memory, sharp = decision.remember, [*sharp, decision.sharp]
     return sharp
 
 
@@ -146,10 +186,11 @@ norms = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40)
 @checked
 @given(norms, st.sampled_from([0.5, 0.9, 0.99]))
 def test_no_gradient_is_further_out_than_the_bound(xs: list[float], delta: float) -> None:
-    policy, memory = GradientNorm(delta, variance=0.0), None
+    policy = GradientNorm(delta, variance=0.0)
+    memory = policy.initial()
     for x in xs:
-        step = observed([torch.zeros(1).double()], [torch.tensor([math.sqrt(x)], dtype=torch.float64)], 0, 0.0)
-        memory = policy.decide(memory or policy.initial(), step).memory
+        grads = [torch.tensor([math.sqrt(x)], dtype=torch.float64)]
+        memory = policy.decide(observed([torch.zeros(1).double()], grads, memory=memory)).remember
         bound = math.sqrt(memory["variance"] / (1 - delta))
         assert abs(x - memory["mean"]) <= bound * (1 + 1e-9)
 

@@ -137,14 +137,15 @@ def _table(run: Run, seconds: float) -> str:
 
 
 def _names() -> str:
-    from sam_algos import METHODS
+    from sam_algos import METHODS, PARTS
     from sam_algos.recipes import components
     from sam_algos.recipes.datasets import DATASETS
     from sam_algos.recipes.models import models
 
     groups = {
-        "methods": METHODS,
-        "algorithms": set(components.algorithms()) - set(METHODS),
+        "methods": {*METHODS, components.COMPOSED},
+        **{f"parts ({axis})": parts for axis, parts in PARTS.items()},
+        "algorithms": set(components.algorithms()) - {*METHODS, components.COMPOSED},
         "datasets": DATASETS,
         "models": models(),
         "optimizers": components.optimizers(),

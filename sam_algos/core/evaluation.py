@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from sam_algos.core.names import Name, Names
 from sam_algos.core.parts import Ascent, Parts
 from sam_algos.core.passes import Pass, Passes
 from sam_algos.core.profiling import span
+from sam_algos.core.replay import fresh_shards
 from sam_algos.core.selection import EVERYTHING, Selection
 from sam_algos.core.vector import Vector
 
@@ -205,10 +206,11 @@ class Evaluation:
             p.grad = None  # closures must not zero gradients that are kept, or that hold the displaced weights
         self.latest = None
         run = self._around.passes.again if self._ran else self._around.passes.first
-        if point is None:
-            outcome = run(self._closure, plan)
-        else:
-            outcome = self._run_displaced(point, run, plan)
+        with fresh_shards(self._around.passes.model()) if tensors.is_sharded(self.params) else nullcontext():
+            if point is None:
+                outcome = run(self._closure, plan)
+            else:
+                outcome = self._run_displaced(point, run, plan)
         self._ran += 1
         share = 1.0 if outcome is None else outcome.share
         if with_gradient:

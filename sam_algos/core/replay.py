@@ -20,7 +20,7 @@ from sam_algos.core.selection import tensors_in
 from sam_algos.core.state import Keepers, ModuleState
 from sam_algos.core.streams import RandomStreams
 
-__all__ = ["Replay", "refuse_fsdp1"]
+__all__ = ["Replay", "fresh_shards", "refuse_fsdp1"]
 
 
 class Replay:
@@ -97,9 +97,6 @@ class Replay:
             yield
             if self._narrowed:
                 streams, attributes = RandomStreams.record(self._devices), False
-        except BaseException:
-            _drop_gathered(self._model)
-            raise
         finally:
             for norm in tracking:
                 vars(norm)["track_running_stats"] = True
@@ -115,14 +112,27 @@ def _is_plain(p: Tensor) -> bool:
     return (p.is_floating_point() or p.is_complex()) and not tensors.is_sharded([p])
 
 
-def _drop_gathered(model: nn.Module) -> None:
-    """Let FSDP2 forget the displaced weights that it had gathered when a pass failed.
+@contextmanager
+def fresh_shards(model: nn.Module) -> Iterator[None]:
+    """Run a pass of a model that FSDP2 shards on what its shards hold now, and leave none of it gathered.
 
-    Its hook on state_dict drops them wherever that was; reshard() would not, in a forward.
+    FSDP2 keeps what a forward without a backward pass had gathered, as an evaluation before the step, and computes the
+    next pass with it; so it does after a forward that failed.
     """
+    _reshard(model)
+    try:
+        yield
+    except BaseException:
+        model.state_dict()  # its hook drops what is gathered wherever that was; reshard() would not, in a forward
+        raise
+    _reshard(model)
+
+
+def _reshard(model: nn.Module) -> None:
     fsdp = sys.modules.get("torch.distributed.fsdp")  # which takes more than a second to import
-    if fsdp is not None and any(isinstance(m, fsdp.FSDPModule) for m in model.modules()):
-        model.state_dict()
+    for module in model.modules() if fsdp is not None else ():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
 
 
 

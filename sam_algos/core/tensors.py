@@ -7,6 +7,7 @@ are those of the whole vector: a shard's own norm would be a silent error.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 __all__ = [
     "HostValue",
@@ -46,17 +45,28 @@ _DOTTED = {torch.float32, torch.float64}  # what torch.dot multiplies without lo
 TINY = 1e-18  # a smaller norm may be what underflow has left: the square of 1e-19 is float32's smallest normal number
 
 
+def _sharded_type() -> Any:
+    """The class of sharded tensors, ``DTensor``; none where its module, which takes half a second, was not imported."""
+    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor: the shard of a DTensor, anything else as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded([tensor]) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def wrap_like(shard: Tensor, like: Tensor) -> Tensor:
     """The inverse of `local`: ``shard`` as a tensor distributed like ``like``."""
-    if not isinstance(like, DTensor):
+    if not is_sharded([like]):
         return shard
-    return DTensor.from_local(
-        shard, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    distributed: Any = like
+    return _sharded_type().from_local(
+        shard,
+        distributed.device_mesh,
+        distributed.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
     )
 
 
@@ -92,10 +102,10 @@ def norms(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     return each if not is_sharded(like) else _sum_over_shards(each.square(), like).sqrt()
 
 
-def filter_norms(values: Tensor, like: Tensor) -> Tensor:
+def filter_norms(values: Tensor, like: Any) -> Tensor:
     """The L2 norm of each ``values[i]``, global over shards of it; broadcastable to ``values``."""
     each = torch.linalg.vector_norm(values, dim=tuple(range(1, values.ndim)), keepdim=True)
-    if isinstance(like, DTensor):
+    if is_sharded([like]):
         for dim, placement in enumerate(like.placements):
             if placement.is_shard() and not placement.is_shard(0):
                 each = each.square()
@@ -241,14 +251,15 @@ def _together(scalars: Sequence[Tensor]) -> list[Tensor]:
 def is_sharded(like: Sequence[Any]) -> bool:
     """Whether any of them is a DTensor."""
     kinds = set(map(type, like))
-    return not kinds <= _PLAIN and any(issubclass(kind, DTensor) for kind in kinds)
+    return not kinds <= _PLAIN and any(issubclass(kind, _sharded_type()) for kind in kinds)
 
 
 def _sum_over_shards(each: Tensor, like: Sequence[Tensor], op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
     """Complete per-tensor sums over the ranks that hold the other shards of each tensor."""
     groups: dict[tuple, list[int]] = {}
+    p: Any
     for i, p in enumerate(like if is_sharded(like) else ()):
-        if isinstance(p, DTensor):
+        if is_sharded([p]):
             sharded = tuple(dim for dim, placement in enumerate(p.placements) if placement.is_shard())
             groups.setdefault((p.device_mesh, sharded), []).append(i)
     for (mesh, sharded), members in groups.items():
@@ -259,10 +270,12 @@ def _sum_over_shards(each: Tensor, like: Sequence[Tensor], op: dist.ReduceOp.Red
     return each
 
 
-def normal_like(p: Tensor, generator: torch.Generator) -> Tensor:
+def normal_like(p: Any, generator: torch.Generator) -> Tensor:
     """Standard normal numbers like ``p``: of a sharded one, this rank's part of what all ranks draw alike."""
     drawn = torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device)
-    if not isinstance(p, DTensor):
+    if not is_sharded([p]):
         return drawn
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
     return drawn[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))].clone()

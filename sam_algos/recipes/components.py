@@ -19,9 +19,12 @@ from composer.loggers import Logger, LoggerDestination
 from composer.optim import ComposerScheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from sam_algos import METHODS, Method
+from sam_algos import METHODS, PARTS, Method, SharpnessAware
 from sam_algos.recipes.errors import RecipeError
 from sam_algos.recipes.names import construct, lookup
+
+COMPOSED = "sharpness_aware"
+"""The name of the method that is composed of parts."""
 
 _LLM_FOUNDRY = {  # its names for Composer's schedulers
     "cosine": "CosineAnnealingScheduler",
@@ -35,6 +38,7 @@ def algorithms() -> dict[str, Callable[..., Algorithm]]:
 
     Returns:
         dict[str, Callable]: ``sam`` is this package's SAM; Composer's class of that name is not offered.
+            ``sharpness_aware`` is composed of parts: see `build_parts`.
     """
     found: dict[str, Callable[..., Algorithm]] = {}
     for folder in files(composer.algorithms).iterdir():
@@ -42,7 +46,7 @@ def algorithms() -> dict[str, Callable[..., Algorithm]]:
         if card.is_file():
             for name, facts in json.loads(card.read_text()).items():
                 found[name] = getattr(composer.algorithms, facts["class_name"])
-    return {**found, **METHODS}
+    return {**found, **METHODS, COMPOSED: SharpnessAware}
 
 
 def optimizers() -> dict[str, Callable[..., torch.optim.Optimizer]]:
@@ -119,7 +123,10 @@ def build_algorithms(entries: Mapping[str, Any]) -> list[Algorithm]:
     Raises:
         RecipeError: For a wrong name or argument, and for two sharpness-aware methods.
     """
-    built = build_collection("algorithms", algorithms(), entries)
+    table = algorithms()
+    if isinstance(composed := entries.get(COMPOSED), Mapping):
+        entries = {**entries, COMPOSED: build_parts(f"algorithms.{COMPOSED}", composed)}
+    built = build_collection("algorithms", table, entries)
     methods = [name for name, algorithm in zip(entries, built, strict=True) if isinstance(algorithm, Method)]
     if len(methods) > 1:
         raise RecipeError(
@@ -127,6 +134,33 @@ def build_algorithms(entries: Mapping[str, Any]) -> list[Algorithm]:
             f"{' and '.join(methods)} cannot be combined: a run has one sharpness-aware method; "
             f"take one out, e.g. algorithms.{methods[0]}=null",
         )
+    return built
+
+
+def build_parts(where: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the parts that a method is composed of.
+
+    Args:
+        where (str): The key of the recipe that holds them.
+        arguments (Mapping[str, Any]): For each axis (policy, perturbation, descent, samples) a part's name and
+            arguments; other arguments are left as they are.
+
+    Returns:
+        dict[str, Any]: The arguments of `SharpnessAware`.
+
+    Raises:
+        RecipeError: For a wrong name or argument.
+
+    Example:
+        >>> build_parts("algorithms.sharpness_aware", {"policy": {"name": "interval", "k": 2}})
+        {'policy': Interval(k=2)}
+    """
+    built = dict(arguments)
+    for axis in PARTS.keys() & arguments.keys():
+        section, key = arguments[axis], f"{where}.{axis}"
+        if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
+            raise RecipeError(f"{key}.name", f"required: a part and its arguments, e.g. {key}={{name: ...}}")
+        built[axis] = construct(key, lookup(f"{key}.name", axis, section["name"], PARTS[axis]), section)
     return built
 
 

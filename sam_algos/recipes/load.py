@@ -27,7 +27,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     A file may name another with ``base:`` (relative to itself); its own keys are laid over that one's:
 
     * A section that names something else (``optimizer: {name: adamw, ...}`` over ``sgd``) replaces the
-      base's section: arguments of the one mean nothing to the other.
+      base's section: arguments of the one mean nothing to the other. The parts of
+      `algorithms.sharpness_aware` are such sections too.
     * In `algorithms`, `callbacks` and `loggers` a null value removes the base's entry
       (``algorithms: {sam: null, asam: {rho: 0.5}}``, or ``algorithms.sam=null`` as an override), and
       ``algorithms=null`` removes all.
@@ -120,9 +121,9 @@ def _keys_of(value: Any) -> Iterator[Any]:
 
 def _merge(below: _Tree, above: _Tree, where: str) -> _Tree:
     """`above` over `below` by the rules of `load_recipe`."""
-    for section in SECTIONS:
-        if _name(above.get(section)) not in (None, _name(below.get(section))):
-            below.pop(section, None)
+    _drop_renamed(below, above, SECTIONS)
+    if isinstance(parts := _composed(above), dict) and isinstance(parts_below := _composed(below), dict):
+        _drop_renamed(parts_below, parts, list(parts))
     for collection in COLLECTIONS:
         if collection in above:
             _remove_nulls(below, above, collection, where)
@@ -130,6 +131,19 @@ def _merge(below: _Tree, above: _Tree, where: str) -> _Tree:
         return cast(_Tree, OmegaConf.to_container(OmegaConf.merge(below, above)))
     except _OMEGACONF_ERRORS as error:
         raise RecipeError(where, _summary(error)) from error
+
+
+def _drop_renamed(below: _Tree, above: _Tree, sections: Sequence[str]) -> None:
+    """Take out of ``below`` the sections that name something else in ``above``."""
+    for section in sections:
+        if _name(above.get(section)) not in (None, _name(below.get(section))):
+            below.pop(section, None)
+
+
+def _composed(tree: _Tree) -> Any:
+    """What `algorithms.sharpness_aware` holds, whose parts are sections too."""
+    algorithms = tree.get("algorithms")
+    return algorithms.get("sharpness_aware") if isinstance(algorithms, dict) else None
 
 
 def _name(section: Any) -> Any:

@@ -1,0 +1,107 @@
+"""Folders say what their modules may import, and the package works with and without Composer."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "sam_algos"
+HAS_COMPOSER = importlib.util.find_spec("composer") is not None
+
+# What each folder may import besides the standard library; a folder of ours stands for itself and those below it.
+MAY_IMPORT = {
+    "core": {"torch", "sam_algos.core"},
+    "methods": {"torch", "sam_algos.core", "sam_algos.method", "sam_algos.methods"},
+    "method.py": {"torch", "composer", "sam_algos.core", "sam_algos.trainer"},
+    "__init__.py": {"sam_algos.core", "sam_algos.method", "sam_algos.methods"},
+    "trainer": {"torch", "composer", "sam_algos.core", "sam_algos.method", "sam_algos.trainer"},
+}
+WITHOUT_COMPOSER = "import sys; sys.modules['composer'] = None\n"
+
+
+def imports(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+
+
+@pytest.mark.parametrize("place", MAY_IMPORT)
+def test_modules_import_what_their_folder_may(place: str) -> None:
+    files = [PACKAGE / place] if place.endswith(".py") else list((PACKAGE / place).glob("**/*.py"))
+    assert files
+    for file in files:
+        for name in imports(file):
+            allowed = any(name == may or name.startswith(f"{may}.") for may in MAY_IMPORT[place])
+            assert allowed or name.partition(".")[0] in sys.stdlib_module_names, f"{file}: {name}"
+
+
+def test_tests_mirror_the_folders_of_the_package() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders <= {path.name for path in (ROOT / "tests").iterdir()}
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_without_composer_every_method_wraps_and_trains() -> None:
+    code = WITHOUT_COMPOSER + (
+        "import torch, sam_algos\n"
+        "for name, cls in sam_algos.METHODS.items():\n"
+        "    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))\n"
+        "    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)\n"
+        "    optimizer = cls().wrap(base, model=model, total_steps=3)\n"
+        "    x = torch.randn(4, 2)\n"
+        "    def closure(samples=lambda batch: batch):\n"
+        "        return model(samples(x)).square().mean(1)\n"
+        "    for _ in range(3):\n"
+        "        assert float(optimizer.step(closure)) > 0\n"
+        "    print(name)\n"
+        "assert not any(module.startswith('composer') for module, m in sys.modules.items() if m)\n"
+    )
+    from sam_algos import METHODS
+
+    assert python(code).split() == list(METHODS)
+
+
+def test_the_package_alone_imports_nothing_and_its_names_no_slow_part_of_pytorch() -> None:
+    heavy = ["torch.distributed.fsdp", "torch.distributed.tensor", "torch._dynamo", "numpy.random"]
+    code = WITHOUT_COMPOSER + (
+        "import sam_algos\n"
+        "assert 'torch' not in sys.modules\n"
+        "import torch; before = set(sys.modules)\n"
+        "sam_algos.SAM, sam_algos.Method\n"
+        f"print(*(set({heavy!r}) & (set(sys.modules) - before)))\n"
+    )
+    assert python(code).split() == []
+
+
+@pytest.mark.skipif(not HAS_COMPOSER, reason="Composer is not installed here")
+def test_with_composer_every_method_is_an_algorithm_although_only_this_package_was_imported() -> None:
+    code = (
+        "import sam_algos\n"
+        "methods = [cls() for cls in sam_algos.METHODS.values()]\n"
+        "from composer.core import Algorithm\n"
+        "print(all(isinstance(method, Algorithm) for method in methods))\n"
+    )
+    assert python(code).split() == ["True"]
+
+
+def test_what_is_not_there_is_an_attribute_error() -> None:
+    import sam_algos
+
+    with pytest.raises(AttributeError, match="has no attribute 'SAMM'"):
+        _ = sam_algos.SAMM
+    assert "SAM" in dir(sam_algos)
+    assert set(sam_algos.METHODS) == {name.lower() for name in dir(sam_algos) if name.lower() in sam_algos.METHODS}

@@ -133,12 +133,12 @@ def wrap(
 
     A method that needs momentum gets plain SGD with momentum.
     """
-    groups = [{"params": list(model.parameters()), **group}]
-    optimizer = BASES[base](groups)
+    groups = {"params": list(model.parameters()), **group}
+    optimizer = BASES[base]([groups.copy()])
     if method is None:
         return optimizer
     if base == "sgd" and not takes(method, optimizer):
-        optimizer = BASES["momentum"](groups)
+        optimizer = BASES["momentum"]([groups])
     return method.wrap(optimizer, model=model, total_steps=total_steps)
 
 

@@ -1,23 +1,26 @@
 """Oracles: the methods written out from their equations in float64, sharing nothing with the package.
 
 A rule maps ``(t, w, g, at)`` to the gradient for the base optimizer, ``w`` and ``g`` being lists of tensors
-and ``at(epsilon)`` is the gradient of the same mini-batch, with the same random draws, at ``w + epsilon``.
+and ``at(epsilon)`` is the gradient of the same mini-batch, with the same random draws, at ``w + epsilon``;
+``at(epsilon, rows)`` that of some of its samples, and ``at.losses(epsilon)`` the loss of each.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 Vector = list[Tensor]
-At = Callable[[Vector], Vector]
-Rule = Callable[[int, Vector, Vector, At], Vector]
+Batch = tuple[Tensor, Tensor]
+Rule = Callable[[int, Vector, Vector, "At"], Vector]
+Update = Callable[[Vector, Vector], Vector]
+Ahead = Callable[[], Vector]
 
 
 def dot(a: Vector, b: Vector) -> float:
@@ -26,6 +29,10 @@ def dot(a: Vector, b: Vector) -> float:
 
 def norm(a: Vector) -> float:
     return math.sqrt(dot(a, a))
+
+
+def added(w: Vector, epsilon: Vector) -> Vector:
+    return [x + e for x, e in zip(w, epsilon, strict=True)]
 
 
 def pnorm_epsilon(g: Vector, rho: float, p: float) -> Vector:
@@ -50,7 +57,7 @@ def adaptive_epsilon(
         if "weight" in name or normalize_bias:
             t = x.abs() + eta
             if scope == "layer":
-                t = torch.full_like(x, math.sqrt(float((x * x).sum())) + eta)
+                t = torch.full_like(x, norm([x]) + eta)
             elif scope == "filter" and x.dim() > 2:
                 t = torch.stack([torch.full_like(f, math.sqrt(float((f * f).sum())) + eta) for f in x])
         scaled.append(t)
@@ -112,8 +119,61 @@ def looksam(rho: float, k: int, alpha: float) -> Rule:
     return reuse(lambda t, g: t % k == 0, rho, alpha)
 
 
-def sgd(lr: float, momentum: float = 0, weight_decay: float = 0, nesterov: bool = False) -> Callable[..., Vector]:
-    velocity: Vector = []
+def projected(rho: float, steps: int) -> Rule:
+    """Several ascent steps, each projected back into the ball."""
+
+    def rule(t: int, w: Vector, g: Vector, at: At) -> Vector:
+        epsilon = [torch.zeros_like(x) for x in w]
+        for _ in range(steps):
+            epsilon = added(epsilon, pnorm_epsilon(g, rho, 2))
+            epsilon = [min(1.0, rho / norm(epsilon)) * e for e in epsilon]
+            g = at(epsilon)
+        return g
+
+    return rule
+
+
+def samon(model: nn.Module, rho: float) -> Rule:
+    kinds = (nn.BatchNorm1d, nn.LayerNorm)
+    climbing = [isinstance(layer, kinds) for layer in model.modules() for _ in layer.parameters(recurse=False)]
+    return lambda t, w, g, at: at(pnorm_epsilon([x * yes for x, yes in zip(g, climbing, strict=True)], rho, 2))
+
+
+def friendly(rho: float, sigma: float, lmbda: float) -> Rule:
+    mean: Vector = []
+
+    def rule(t: int, w: Vector, g: Vector, at: At) -> Vector:
+        before = list(mean) or [torch.zeros_like(x) for x in g]
+        mean[:] = [lmbda * m + (1 - lmbda) * x for m, x in zip(before, g, strict=True)]
+        return at(pnorm_epsilon([x - sigma * m for x, m in zip(g, before, strict=True)], rho, 2))
+
+    return rule
+
+
+def esam(rho: float, beta: float, gamma: float, seed: int) -> Rule:
+    """A random mask over the tensors, and the samples whose loss grows most."""
+
+    def rule(t: int, w: Vector, g: Vector, at: At) -> Vector:
+        draws = random.Random(f"{seed}/{t}")
+        masked = [x * (draws.random() < beta) for x in g]
+        if not norm(masked):
+            return g
+        epsilon = [e / beta for e in pnorm_epsilon(masked, rho, 2)]
+        growth = at.losses(epsilon) - at.losses([torch.zeros_like(x) for x in w])
+        order = sorted(range(len(growth)), key=lambda i: -float(growth[i]))
+        return at(epsilon, sorted(order[: math.ceil(gamma * len(order))]))
+
+    return rule
+
+
+def against(velocity: Vector, rho: float) -> Vector:
+    """Where Momentum-SAM takes its only gradient; nowhere else than at ``w`` while there is no momentum."""
+    return [-rho * v / norm(velocity) for v in velocity]
+
+
+def sgd(lr: float, momentum: float = 0, weight_decay: float = 0, nesterov: bool = False, kept: Any = None) -> Update:
+    """``kept``, an empty list, will hold the momentum."""
+    velocity: Vector = [] if kept is None else kept
 
     def update(w: Vector, g: Vector) -> Vector:
         g = [x + weight_decay * y for x, y in zip(g, w, strict=True)]
@@ -124,48 +184,64 @@ def sgd(lr: float, momentum: float = 0, weight_decay: float = 0, nesterov: bool 
     return update
 
 
-def adamw(lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)) -> Callable[..., Vector]:
-    first: dict[int, Any] = {}
-    second: dict[int, Any] = {}
+def adamw(lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999), kept: Any = None) -> Update:
+    """``kept``, an empty list, will hold the first moment."""
+    first: Vector = [] if kept is None else kept
+    second: Vector = []
     t = [0]
 
     def update(w: Vector, g: Vector) -> Vector:
         t[0] += 1
         new = []
-        for i, (y, x) in enumerate(zip(w, g, strict=True)):
-            first[i] = betas[0] * first.get(i, 0) + (1 - betas[0]) * x
-            second[i] = betas[1] * second.get(i, 0) + (1 - betas[1]) * x * x
-            m, v = first[i] / (1 - betas[0] ** t[0]), second[i] / (1 - betas[1] ** t[0])
+        for moment, beta, power in ((first, betas[0], 1), (second, betas[1], 2)):
+            old = list(moment) or [0 * x for x in g]
+            moment[:] = [beta * m + (1 - beta) * x**power for m, x in zip(old, g, strict=True)]
+        for y, m, v in zip(w, first, second, strict=True):
+            m, v = m / (1 - betas[0] ** t[0]), v / (1 - betas[1] ** t[0])
             new.append(y - lr * weight_decay * y - lr * m / (v.sqrt() + 1e-8))
         return new
 
     return update
 
 
-def gradient(model: nn.Module, w: Vector, batch: tuple[Tensor, Tensor], buffers: dict[str, Tensor]) -> Vector:
-    names = [name for name, _ in model.named_parameters()]
+def losses(model: nn.Module, w: Vector, batch: Batch, buffers: dict[str, Tensor]) -> Tensor:
+    params = dict(zip(dict(model.named_parameters()), w, strict=True))
+    out = functional_call(model, {**params, **buffers}, (batch[0],))
+    return ((out - batch[1]) ** 2).mean(1)
+
+
+def gradient(model: nn.Module, w: Vector, batch: Batch, buffers: dict[str, Tensor]) -> Vector:
     leaves = [x.detach().clone().requires_grad_() for x in w]
-    x, y = batch
-    out = functional_call(model, {**dict(zip(names, leaves, strict=True)), **buffers}, (x,))
-    return list(torch.autograd.grad(F.mse_loss(out, y), leaves))
+    return list(torch.autograd.grad(losses(model, leaves, batch, buffers).mean(), leaves))
 
 
-def train(
-    model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], rule: Rule, update: Callable[..., Vector]
-) -> None:
-    """Train ``model``: one pass at ``w`` counts for BatchNorm and the random stream; others do not."""
+class At:
+    """Repeats the pass on a mini-batch elsewhere, with the random draws from ``streams`` on, and leaves no trace."""
+
+    def __init__(self, model: nn.Module, w: Vector, batch: Batch, streams: Tensor) -> None:
+        self._model, self._w, self._batch, self._streams = model, w, batch, streams
+
+    def __call__(self, epsilon: Vector, rows: Sequence[int] | None = None) -> Vector:
+        return self._repeat(gradient, epsilon, rows)
+
+    def losses(self, epsilon: Vector) -> Tensor:
+        return self._repeat(losses, epsilon, None)
+
+    def _repeat(self, function: Callable[..., Any], epsilon: Vector, rows: Sequence[int] | None) -> Any:
+        torch.set_rng_state(self._streams)
+        copies = {name: b.clone() for name, b in self._model.named_buffers()}
+        batch = self._batch if rows is None else (self._batch[0][rows], self._batch[1][rows])
+        return function(self._model, added(self._w, epsilon), batch, copies)
+
+
+def train(model: nn.Module, batches: Sequence[Batch], rule: Rule, update: Update, ahead: Ahead = list) -> None:
+    """Train ``model``: the first pass, at ``w + ahead()``, counts for BatchNorm and random streams; others do not."""
     w = [p.detach().clone() for p in model.parameters()]
     torch.manual_seed(2)
     for t, batch in enumerate(batches):
-        before = torch.get_rng_state()
-        g = gradient(model, w, batch, {})
+        at = At(model, w, batch, torch.get_rng_state())
+        g = gradient(model, added(w, ahead() or [0 * x for x in w]), batch, {})
         after = torch.get_rng_state()
-
-        def at(epsilon: Vector, w: Vector = w, batch: Any = batch, before: Tensor = before) -> Vector:
-            torch.set_rng_state(before)
-            copies = {name: b.clone() for name, b in model.named_buffers()}
-            return gradient(model, [x + e for x, e in zip(w, epsilon, strict=True)], batch, copies)
-
         w = update(w, rule(t, w, g, at))
         torch.set_rng_state(after)
     for p, x in zip(model.parameters(), w, strict=True):

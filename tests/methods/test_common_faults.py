@@ -73,11 +73,11 @@ class Faulty(Closure):
 class Overflowing(ClosurePasses):
     """Overflows in one of the passes of a step, as float16 does under Composer."""
 
-    def __init__(self, optimizer: SharpnessAwareOptimizer, number: int) -> None:
+    def __init__(self, optimizer: SharpnessAwareOptimizer) -> None:
         like: Any = optimizer._passes
         super().__init__(like._model, like._total_steps, selects=like._selects)
-        self._number, self._count = number, 0
         optimizer._passes = optimizer._surroundings.passes = self
+        self.number = self._count = 0
 
     def first(self, closure: Any, plan: Pass) -> Any:
         self._count = 0
@@ -88,7 +88,7 @@ class Overflowing(ClosurePasses):
 
     def _unless_overflown(self, outcome: Outcome) -> Outcome | None:
         self._count += 1
-        return None if self._count == self._number else outcome
+        return None if self._count == self.number else outcome
 
 
 @each_method
@@ -116,15 +116,14 @@ def test_an_error_leaves_no_trace(method: Method, error: str, place: str, which:
 def test_an_overflow_skips_the_step(method: Method, which: str) -> None:
     model = make_model("mlp")
     optimizer = wrap(method, model)
-    calm = optimizer._passes
-    hit = 0
+    passes, hit = Overflowing(optimizer), 0
     for batch in make_batches(8):
         before = snapshot(model, optimizer)
-        Overflowing(optimizer, 1 if which == "first pass" else second_pass(optimizer))
+        passes.number = 1 if which == "first pass" else second_pass(optimizer)
         if optimizer.step(Closure(model, optimizer, batch)) is None:
             hit += 1
             assert same(snapshot(model, optimizer), before)
-        optimizer._passes = optimizer._surroundings.passes = calm
+        passes.number = 0
         optimizer.step(Closure(model, optimizer, batch))
     assert hit
 

@@ -158,12 +158,12 @@ def displacements(method: Method, groups: list[dict]) -> Iterator[list[Tensor]]:
     base = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     optimizer, passes = method.wrap(base, model=model, total_steps=5), watch(model)
     for batch in make_batches(5, torch.float64):
+        passes.clear()
         clean = nn.utils.parameters_to_vector(params).detach()
         optimizer.step(Closure(model, optimizer, batch))
-        epsilons = [seen.weights - clean for seen in passes if not torch.equal(seen.weights, clean)]
-        passes.clear()
-        if epsilons:
-            yield list(epsilons[0].split([p.numel() for p in params]))
+        if optimizer.metrics["sam/applied"]:
+            epsilon = passes[second_pass(optimizer) - 1].weights - clean
+            yield list(epsilon.split([p.numel() for p in params]))
 
 
 @each_method_for_any_model

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -29,9 +30,9 @@ class Overflow(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """A displaced point; each is another."""
+    """A point: the weights (None), or a displaced one; each is another."""
 
-    displaced: Displaced
+    displaced: Displaced | None
 
 
 @dataclass
@@ -106,7 +107,9 @@ class Evaluation:
         self.repeatable = True
         self._around = around
         self._closure = closure
-        self._results: dict[tuple[Point | None, Selection], _Result] = {}
+        self._here = Point(None)
+        # What is known of a point is let go with the last view from it, so that many points cost no more than one.
+        self._results: WeakKeyDictionary[Point, dict[Selection, _Result]] = WeakKeyDictionary()
         self._climbing = False
         self._ran = 0
 
@@ -121,7 +124,7 @@ class Evaluation:
 
     def gradient(self, point: Point | None, selection: Selection, synchronized: bool) -> Vector:
         """The gradient there, from a pass if it is not known."""
-        found = self._results.get((point, selection))
+        found = self._known(point).get(selection)
         if found is None or (synchronized and not found.synchronized):
             found = self._run(point, selection, synchronized, with_gradient=True)
         if found.gradient is None:
@@ -146,12 +149,12 @@ class Evaluation:
         if all([mine is left for mine, left in zip(values, gradient.values, strict=True)]):
             values = gradient.values
         if gradient:  # nothing to write into otherwise, and the step will be a plain one
-            self._results[point, selection].gradient = None
+            self._known(point)[selection].gradient = None
         return Vector(gradient.params, values)
 
     def losses(self, point: Point | None, selection: Selection) -> Tensor:
         """The loss of each sample there, from a forward pass if it is not known."""
-        found = self._results.get((point, selection))
+        found = self._known(point).get(selection)
         if found is None:
             found = self._run(point, selection, synchronized=True, with_gradient=False)
         if found.losses is None:
@@ -162,12 +165,16 @@ class Evaluation:
         """The point that an ascent leads to; nothing moves yet."""
         direction = ascent.direction
         disposable = ascent.disposable
-        if direction.is_gradient and not self._around.keeps_gradient:
-            disposable = True
-            for result in self._results.values():
-                result.gradient = None
+        if not self._around.keeps_gradient and (direction.is_gradient or not self._climbing):
+            disposable |= direction.is_gradient
+            for result in [result for results in self._results.values() for result in results.values()]:
+                result.gradient = None  # nobody reads it after the ascent
         scales = self._scales(direction.params, ascent.scale)
         return Point(self._around.displacement(direction.params, direction.values, scales, disposable))
+
+    def _known(self, point: Point | None) -> dict[Selection, _Result]:
+        """What is known of a point."""
+        return self._results.setdefault(point or self._here, {})
 
     def names(self, params: list[Tensor]) -> list[Name]:
         """What the model calls parameters."""
@@ -202,6 +209,8 @@ class Evaluation:
             losses=self._around.reads_losses and selection is EVERYTHING,
             repeatable=self.repeatable,
         )
+        if self.latest is not None:
+            tensors.own_(self.latest.values, self.latest.params)  # a part may hold it through this pass
         for p in self.params if self._ran else ():
             p.grad = None  # closures must not zero gradients that are kept, or that hold the displaced weights
         self.latest = None
@@ -225,7 +234,7 @@ class Evaluation:
         if with_gradient:
             self.latest = self._collect()
         result = _Result(self.latest, outcome.losses, outcome.synchronized)
-        self._results[point, selection] = result
+        self._known(point)[selection] = result
         return result
 
     def _run_displaced(self, point: Point, run: Callable[..., Any], plan: Pass) -> Any:
@@ -242,7 +251,7 @@ class Evaluation:
         if any([g.layout is not torch.strided for g in grads]):
             self._refuse_sparse(params)
         values = tensors.shards(grads)
-        if self.repeatable and (self._ran == 1 or self._climbing):  # others are used before the next pass
+        if self.repeatable and (self._ran == 1 or self._climbing):  # its memory may soon hold displaced weights
             tensors.own_(values, params)
             for p, value, g in zip(params, values, grads, strict=True):
                 if value is not g and not tensors.is_sharded([p]):

@@ -102,9 +102,15 @@ class _Microbatch:
         rows = selection.rows(self.size) if not isinstance(selection, Rows) else _within(selection, offset, self.size)
         if isinstance(selection, Rows):
             self.weight = len(rows) * selection.size / (self.size * len(selection.indices))
-        # A microbatch without chosen samples still has to run, for nothing.
-        self.rows: Any = rows if not isinstance(rows, Tensor) or len(rows) else slice(0, min(2, self.size))
         self.count = len(range(*rows.indices(self.size))) if isinstance(rows, slice) else len(rows)
+        self.rows: Any = rows
+        self._of_the_loss: _Fixed | None = None
+        if self.count < 2 and isinstance(rows, Tensor):  # BatchNorm needs two, and a pass of nobody still has to run
+            chosen = rows.tolist()
+            others = [i for i in range(min(2, self.size)) if i not in chosen]
+            run = sorted([*chosen, *others[: 2 - len(chosen)]])
+            self.rows = torch.tensor(run)
+            self._of_the_loss = _Fixed(torch.tensor([run.index(i) for i in chosen])) if chosen else None
         self._select = None if selection is EVERYTHING else _Fixed(self.rows)
 
     def narrow(self, batch: Any) -> Any:
@@ -120,6 +126,12 @@ class _Microbatch:
             whole[self.rows] = outputs
         self.outputs = whole, outputs
         return whole
+
+    def of_the_loss(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
+        """Outputs and batch without the samples that ran for company."""
+        if (chosen := self._of_the_loss) is None:
+            return outputs, batch
+        return chosen(outputs), chosen(batch)
 
     def narrow_outputs(self, outputs: Any) -> Any:
         """Outputs without the rows that were not run; as the model made them, where nobody changed them."""
@@ -171,7 +183,7 @@ class _Inner:
 
         def narrowed(outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
             now = self._now
-            outputs, batch = now.narrow_outputs(outputs), now.narrow(batch)
+            outputs, batch = now.of_the_loss(now.narrow_outputs(outputs), now.narrow(batch))
             if self._plan.losses:
                 now.losses = _loss_of_each(original, outputs, batch)
             if self._plan.gradient:

@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from sam_algos import Method
 from tests.trainer.training import (
     CLASSES,
-    EVERY_METHOD,
+    EVERY_KIND,
     AlgorithmOn,
     classifier,
     fit,
@@ -36,7 +36,7 @@ def _out_of_place(batch: Any) -> Any:
 
 
 @pytest.mark.parametrize("size", [4, 2])
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_transforms_of_the_microbatch_in_place(method: Method, size: int) -> None:
     def run(transform: Transform) -> Any:
         return fit(
@@ -49,7 +49,7 @@ def test_transforms_of_the_microbatch_in_place(method: Method, size: int) -> Non
     assert not same(outcome(run(_in_place)), outcome(run(lambda batch: batch)))
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_algorithms_that_write_into_the_batch(method: Method) -> None:
     def replace(state: Any) -> None:
         state.batch = _out_of_place(state.batch)
@@ -75,7 +75,7 @@ class _Dictionaries(ComposerClassifier):
         return self.module(batch["inputs"]["x"])
 
     def loss(self, outputs: Tensor, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return nn.functional.cross_entropy(outputs, batch["labels"][0])
+        return nn.functional.cross_entropy(outputs, batch["labels"][0], *args, **kwargs)
 
     def get_metrics(self, is_train: bool = False) -> dict[str, Any]:
         return {}
@@ -87,7 +87,7 @@ def _as_dictionary(samples: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_models_that_write_into_their_input(method: Method, nested: bool) -> None:
     def run(in_place: bool) -> Any:
         layers = nn.Sequential(_Shift(in_place), *classifier().module)

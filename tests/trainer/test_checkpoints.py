@@ -10,14 +10,17 @@ import pytest
 import torch
 from composer.algorithms import SAM as ComposerSAM
 from composer.core import Algorithm, Event
+from composer.loggers import InMemoryLogger
 
 import sam_algos
-from sam_algos import SAM, LookSAM, Method
+from sam_algos import AESAM, ESAM, SAM, FriendlySAM, LookSAM, Method, MomentumSAM
 from tests.trainer.training import (
     BATCHES,
+    EVERY_KIND,
     EVERY_METHOD,
     On,
     fit,
+    logged,
     memory,
     optimizer_state,
     same,
@@ -70,7 +73,7 @@ def test_a_checkpoint_moves_between_methods_and_plain_training(
 
 
 @pytest.mark.filterwarnings("ignore:SGD is not in the state_dict")
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_a_checkpoint_of_composers_sam_gives_its_weights(method: Method, tmp_path: Path) -> None:
     first = fit(_composer_sam(), max_duration="1ep")
     second = trainer(method, load_path=_checkpoint(first, tmp_path))
@@ -80,7 +83,7 @@ def test_a_checkpoint_of_composers_sam_gives_its_weights(method: Method, tmp_pat
     second.close()
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_composers_sam_takes_over(method: Method, tmp_path: Path) -> None:
     first = fit(method, max_duration="1ep")
     resumed = fit(_composer_sam(), load_path=_checkpoint(first, tmp_path))
@@ -90,11 +93,10 @@ def test_composers_sam_takes_over(method: Method, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", EVERY_METHOD)
 def test_the_checkpoint_names_the_method_and_can_make_it_again(method: Method, tmp_path: Path) -> None:
     run = fit(method, max_duration="1ep")
-    (entry,) = _loaded(_checkpoint(run, tmp_path))["algorithms"]
-    name, state = entry
-    assert name == type(method).__name__
+    (name, state), (kept, remembered) = _loaded(_checkpoint(run, tmp_path))["algorithms"]
+    assert (name, kept) == (type(method).__name__, "SharpnessAwareMemory")
     assert eval(state["repr"], vars(sam_algos) | {name: getattr(sam_algos, name)}) == method
-    assert state["memory"] == memory(run)
+    assert remembered["memory"] == memory(run)
 
 
 @pytest.mark.parametrize("method", EVERY_METHOD)
@@ -123,16 +125,48 @@ def _size(method: Method | None, folder: Path) -> int:
 @pytest.mark.parametrize("method", EVERY_METHOD)
 def test_a_method_adds_to_the_checkpoint_its_buffers_and_nothing_else(method: Method, tmp_path: Path) -> None:
     parameters = sum(p.nbytes for p in trainer().state.model.parameters())
-    buffers = len(method.parts().descent.buffers)
+    buffers = len(method.parts().buffers())
     assert _size(method, tmp_path) == _size(None, tmp_path) + buffers * parameters
 
 
-def test_only_reuse_keeps_anything() -> None:
-    assert SAM().parts().descent.buffers == ()
-    assert LookSAM().parts().descent.buffers == ("looksam_direction",)
+def test_only_what_reuses_a_direction_or_averages_gradients_keeps_anything() -> None:
+    keeping = {name: cls().parts().buffers() for name, cls in sam_algos.METHODS.items() if cls().parts().buffers()}
+    direction = ("looksam_direction",)
+    assert keeping == {"looksam": direction, "aelooksam": direction, "friendlysam": ("friendly_mean",)}
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+CHANGES = [(AESAM(), SAM()), (AESAM(), LookSAM(k=2)), (FriendlySAM(), AESAM()), (MomentumSAM(), ESAM())]
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES, ids=lambda method: type(method).__name__)
+def test_the_counters_are_those_of_the_run_and_survive_a_change_of_method(
+    before: Method, after: Method, tmp_path: Path
+) -> None:
+    first = fit(before, max_duration="1ep")
+    second = trainer(after, load_path=_checkpoint(first, tmp_path), loggers=InMemoryLogger())
+    assert [memory(second)[name] for name in ("step", "sharp")] == [memory(first)[name] for name in ("step", "sharp")]
+    assert memory(second)["policy"] == memory(trainer(after))["policy"], "what only the other method knows is left"
+    second.fit()
+    second.close()
+    applied = logged(second, "sam/applied")
+    assert memory(second)["step"] == 2 * BATCHES
+    assert memory(second)["sharp"] == memory(first)["sharp"] + sum(applied)
+    assert logged(second, "sam/fraction")[-1] == memory(second)["sharp"] / (2 * BATCHES)
+
+
+@pytest.mark.parametrize("method", [AESAM(), FriendlySAM()], ids=lambda method: type(method).__name__)
+def test_plain_training_in_between_starts_a_method_afresh(method: Method, tmp_path: Path) -> None:
+    first = fit(method, max_duration="1ep")
+    plain = fit(load_path=_checkpoint(first, tmp_path, "1.pt"), max_duration="9ba")
+    again = trainer(method, load_path=_checkpoint(plain, tmp_path, "2.pt"))
+    assert same(weights(again), weights(plain))
+    assert memory(again) == memory(trainer(method))
+    again.fit()
+    again.close()
+    assert memory(again)["step"] == 3
+
+
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_checkpoints_within_training_hold_the_clean_weights(method: Method, tmp_path: Path) -> None:
     clean: dict[int, Any] = {}
     keep = On(Event.BATCH_END, lambda state: clean.__setitem__(state.timestamp.batch.value, weights(state)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sam_algos import Method
 from tests.trainer.training import (
     BATCHES,
-    EVERY_METHOD,
+    EVERY_KIND,
     AlgorithmOn,
     On,
     by_hand,
@@ -28,7 +28,7 @@ CLIPPINGS = {"norm": 0.3, "value": 0.05, "adaptive": 0.1}
 
 
 @pytest.mark.parametrize("kind", CLIPPINGS)
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_the_method_sees_the_unclipped_gradient_and_the_optimizer_the_clipped_one(method: Method, kind: str) -> None:
     """By hand, the loop knows nothing of the clipping: it happens when the base optimizer steps."""
     run = fit(method, GradientClipping(kind, CLIPPINGS[kind]), callbacks=seeded_epochs())
@@ -42,7 +42,7 @@ def _halve(model: nn.Module) -> None:
         p.grad.mul_(0.5)
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 @pytest.mark.parametrize("kind", [AlgorithmOn, On])
 def test_algorithms_and_callbacks_act_on_the_trained_gradient_once(method: Method, kind: type) -> None:
     act = kind(Event.AFTER_TRAIN_BATCH, lambda state: _halve(state.model))
@@ -57,12 +57,12 @@ def test_algorithms_act_in_composers_order() -> None:
     mark = lambda name: lambda _: order.append(name)  # noqa: E731
     algorithms = [AlgorithmOn(Event.AFTER_TRAIN_BATCH, mark(name)) for name in ("first", "second")]
     callback = On(Event.AFTER_TRAIN_BATCH, mark("callback"))
-    method = EVERY_METHOD[0].values[0]
+    method = EVERY_KIND[0].values[0]
     fit(method, *algorithms, callbacks=callback, max_duration="1ba")
     assert order == ["second", "first", "callback"]
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 @pytest.mark.parametrize("event", [Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH])
 def test_algorithms_of_the_batch_run_once_per_batch(method: Method, event: Event) -> None:
     times: list[int] = []
@@ -90,7 +90,7 @@ class _Watch(Callback):
         self.gradients.append([p.grad.clone() for p in state.model.parameters()])
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_a_callback_sees_one_pass_of_each_batch_and_its_final_gradient(method: Method) -> None:
     watch, final = _Watch(), []
     run = trainer(method, GradientClipping("norm", 0.3), callbacks=watch)

@@ -12,15 +12,17 @@ from sam_algos import Method
 from tests.trainer.training import (
     BATCHES,
     EVERY_METHOD,
+    EVERY_PASS_OF_EVERY_KIND,
     AlgorithmOn,
     memory,
     noisy_classifier,
     optimizer_state,
+    passes,
     same,
     trainer,
 )
 
-IN_BOTH_PASSES = [
+IN_EVERY_PASS = [
     Event.BEFORE_FORWARD,
     Event.AFTER_FORWARD,
     Event.BEFORE_LOSS,
@@ -29,10 +31,11 @@ IN_BOTH_PASSES = [
     Event.AFTER_BACKWARD,
 ]
 PLACES = [
-    (Event.BEFORE_TRAIN_BATCH, 1),
-    (Event.AFTER_TRAIN_BATCH, 1),
-    *((event, in_pass) for event in IN_BOTH_PASSES for in_pass in (1, 2)),
+    *((case, event, 1) for case in EVERY_METHOD for event in (Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH)),
+    *((case, event, case.values[1]) for case in EVERY_PASS_OF_EVERY_KIND for event in IN_EVERY_PASS),
+    *((case, Event.AFTER_FORWARD, passes(case.values[0])) for case in EVERY_METHOD),
 ]
+"""Kinds of methods are interrupted everywhere, each method in its last pass."""
 
 
 class _Fault:
@@ -76,8 +79,10 @@ def _interrupted(method: Method, event: Event, time: int, error: type[BaseExcept
     return run, fault
 
 
-@pytest.mark.parametrize(("event", "time"), PLACES, ids=lambda value: str(getattr(value, "value", value)))
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize(
+    ("method", "event", "time"),
+    [pytest.param(case.values[0], event, n, id=f"{case.id}, {event.value} {n}") for case, event, n in PLACES],
+)
 def test_an_interrupted_step_leaves_no_trace(method: Method, event: Event, time: int) -> None:
     run, fault = _interrupted(method, event, time, KeyboardInterrupt)
     assert same(_snapshot(run), fault.before)
@@ -85,8 +90,7 @@ def test_an_interrupted_step_leaves_no_trace(method: Method, event: Event, time:
     run.close()
 
 
-@pytest.mark.parametrize("time", [1, 2])
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize(("method", "time"), EVERY_PASS_OF_EVERY_KIND)
 def test_training_goes_on_after_an_error(method: Method, time: int) -> None:
     run, fault = _interrupted(method, Event.AFTER_BACKWARD, time, RuntimeError)
     assert same(_snapshot(run), fault.before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -9,11 +10,24 @@ import torch
 from composer import Trainer
 from composer.core import DataSpec, Event, State
 from composer.loggers import InMemoryLogger
+from composer.models import ComposerClassifier
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from sam_algos import SAM, Method
 from sam_algos.trainer.passes import training_progress
-from tests.trainer.training import BATCH_SIZE, BATCHES, CLASSES, EVERY_METHOD, On, fit, loader, logged, memory
+from tests.trainer.training import (
+    BATCH_SIZE,
+    BATCHES,
+    CLASSES,
+    EVERY_METHOD,
+    On,
+    classifier,
+    fit,
+    loader,
+    logged,
+    memory,
+)
 
 
 def _timestamps(run: Trainer, name: str) -> list[int]:
@@ -24,7 +38,9 @@ def _timestamps(run: Trainer, name: str) -> list[int]:
 @pytest.mark.parametrize("method", EVERY_METHOD)
 def test_every_method_logs_its_figures_with_every_loss(method: Method) -> None:
     run = fit(method, loggers=InMemoryLogger())
-    names = ["sam/applied", "sam/fraction", "sam/grad_norm", "sam/nonfinite"]
+    names = ["sam/applied", "sam/fraction", "sam/gradients", "sam/grad_norm", "sam/nonfinite"]
+    if method.parts().reader("reads_losses"):
+        names += ["sam/forwards"]
     if method.parts().policy.reads_gradient:
         names += ["sam/statistic", "sam/threshold"]
     assert _timestamps(run, "loss/train/total") == list(range(2 * BATCHES))
@@ -45,6 +61,26 @@ def test_the_statistic_is_the_squared_norm_and_decides(method: Method) -> None:
     else:
         assert statistics == thresholds == []
     assert min(norms) > 0
+
+
+@pytest.mark.parametrize("size", [8, 4])
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_the_gradients_logged_are_those_that_the_model_computed(method: Method, size: int) -> None:
+    counted: Counter[str] = Counter()
+
+    class Model(ComposerClassifier):
+        def loss(self, outputs: Tensor, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
+            counted["of each" if kwargs else "mean"] += len(outputs)
+            return super().loss(outputs, batch, *args, **kwargs)
+
+    model, data = Model(classifier().module, num_classes=CLASSES), loader(8, batches=3)
+    run = fit(method, model=model, data=data, loggers=InMemoryLogger(), device_train_microbatch_size=size)
+    assert sum(logged(run, "sam/gradients")) == pytest.approx(counted["mean"] / 8)
+    steps = logged(run, "sam/forwards")
+    if steps:  # the losses at w come with the gradient, those at w + epsilon alone
+        assert sum(steps) + len(steps) == counted["of each"] / 8
+    else:
+        assert counted["of each"] == 0
 
 
 def _progress(max_duration: str, data: Any = None) -> list[float]:

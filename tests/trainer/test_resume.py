@@ -15,6 +15,7 @@ from torch import Tensor
 from sam_algos import Method
 from tests.trainer.training import (
     BATCHES,
+    EVERY_KIND,
     EVERY_METHOD,
     adamw,
     fit,
@@ -32,6 +33,7 @@ Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 FIGURES = (
     "sam/applied",
     "sam/fraction",
+    "sam/gradients",
     "sam/grad_norm",
     "sam/statistic",
     "sam/threshold",
@@ -43,9 +45,17 @@ def _figures(run: Trainer, since: int = 0) -> dict[str, list[float]]:
     return {name: logged(run, name)[since:] for name in FIGURES}
 
 
-@pytest.mark.parametrize("optimizer", [sgd, adamw])
-@pytest.mark.parametrize("method", EVERY_METHOD)
-@pytest.mark.parametrize(("interval", "stop"), [("4ba", 4), ("1ep", BATCHES), ("8ba", 8)])
+RUNS = [
+    *((case, sgd, "4ba", 4) for case in EVERY_METHOD),
+    *((case, adamw, "1ep", BATCHES) for case in EVERY_KIND),
+    *((case, sgd, "8ba", 8) for case in EVERY_KIND),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer", "interval", "stop"),
+    [pytest.param(case.values[0], *run, id=f"{case.id}, {run[-1]}") for case, *run in RUNS],
+)
 def test_a_resumed_run_equals_one_that_did_not_stop(
     method: Method, optimizer: Optimizer, interval: str, stop: int, tmp_path: Path
 ) -> None:
@@ -61,7 +71,7 @@ def test_a_resumed_run_equals_one_that_did_not_stop(
     assert memory(rest)["step"] == 2 * BATCHES
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_a_checkpoint_written_before_the_first_step_starts_the_same_run(method: Method, tmp_path: Path) -> None:
     first = trainer(method, max_duration="1ep")
     path = first.save_checkpoint(str(tmp_path / "start.pt"))
@@ -71,7 +81,7 @@ def test_a_checkpoint_written_before_the_first_step_starts_the_same_run(method: 
     assert same(outcome(again), outcome(first))
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_a_second_fit_goes_on(method: Method, tmp_path: Path) -> None:
     calm: dict[str, Any] = {"callbacks": seeded_epochs()}
     twice = trainer(method, **calm)
@@ -84,7 +94,7 @@ def test_a_second_fit_goes_on(method: Method, tmp_path: Path) -> None:
     assert same(outcome(twice), outcome(fit(method, load_path=path, **calm)))
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_loading_only_the_weights_starts_the_method_afresh(method: Method, tmp_path: Path) -> None:
     path = fit(method, max_duration="1ep").save_checkpoint(str(tmp_path / "end.pt"))
     fresh = trainer(method)

@@ -13,10 +13,11 @@ from composer.core import Event, State
 from composer.loggers import Logger
 
 from sam_algos import SAM, LookSAM, Method
-from tests.trainer.training import BATCHES, EVERY_METHOD, classifier, fit, memory, outcome, same, sgd, trainer
+from sam_algos.trainer.algorithm import SharpnessAwareMemory
+from tests.trainer.training import BATCHES, EVERY_KIND, classifier, fit, memory, outcome, same, sgd, trainer, weights
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_one_instance_serves_two_trainers_at_the_same_time(method: Method, tmp_path: Path) -> None:
     first, second = trainer(method), trainer(method)
     first.fit(duration="1ep")
@@ -25,7 +26,7 @@ def test_one_instance_serves_two_trainers_at_the_same_time(method: Method, tmp_p
     assert same(outcome(first), outcome(alone))
     assert memory(second)["step"] == 2 * BATCHES
     saved = [torch.load(_save(run, tmp_path), weights_only=False)["state"] for run in (first, second)]
-    assert [dict(state["algorithms"])[type(method).__name__]["memory"]["step"] for state in saved] == [6, 12]
+    assert [dict(state["algorithms"])["SharpnessAwareMemory"]["memory"]["step"] for state in saved] == [6, 12]
     first.close()
     second.close()
 
@@ -34,14 +35,16 @@ def _save(run: Trainer, folder: Path) -> str:
     return run.save_checkpoint(str(folder / f"{id(run)}.pt"))
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_a_run_has_the_method_that_it_was_given(method: Method) -> None:
     run = fit(method, max_duration="1ba")
-    assert run.state.algorithms == [method]
-    assert method.state_dict()["memory"] == {}
+    own, kept = run.state.algorithms
+    assert own == method
+    assert own is not method
+    assert type(kept) is SharpnessAwareMemory
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 @pytest.mark.parametrize("other", [SAM(rho=0.1), LookSAM()], ids=repr)
 def test_two_methods_are_refused(method: Method, other: Method) -> None:
     with pytest.raises(ValueError, match="a run takes one sharpness-aware method; this one also has"):
@@ -50,14 +53,14 @@ def test_two_methods_are_refused(method: Method, other: Method) -> None:
 
 @pytest.mark.filterwarnings("ignore:SAM has known issues")
 @pytest.mark.parametrize("ours_first", [True, False])
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_composers_sam_beside_a_method_is_refused(method: Method, ours_first: bool) -> None:
     pair = [method, ComposerSAM()]
     with pytest.raises(ValueError, match=f"{type(method).__name__}: a run takes one sharpness-aware method"):
         trainer(*(pair if ours_first else pair[::-1]))
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_two_optimizers_are_refused(method: Method) -> None:
     """Composer's Trainer refuses them itself; a State may have them."""
     model: Any = classifier()
@@ -67,9 +70,21 @@ def test_two_optimizers_are_refused(method: Method) -> None:
         method.apply(Event.INIT, state, Logger(state))
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_an_optimizer_that_is_already_wrapped_is_refused(method: Method) -> None:
     model = classifier()
     wrapped = method.wrap(sgd(model.parameters()), model=model, total_steps=1)
     with pytest.raises(ValueError, match="already sharpness-aware"):
         trainer(method, model=model, optimizer=lambda _: wrapped)
+
+
+@pytest.mark.parametrize("method", EVERY_KIND)
+def test_a_wrapped_optimizer_without_the_algorithm_is_refused_at_the_first_step(method: Method) -> None:
+    model = classifier()
+    wrapped = method.wrap(sgd(model.parameters()), model=model, total_steps=1)
+    run = trainer(model=model, optimizer=lambda _: wrapped)
+    before = weights(run)
+    with pytest.raises(TypeError, match=r"algorithms=\[SAM\(\.\.\.\)\]"):
+        run.fit()
+    assert same(weights(run), before)
+    assert wrapped.method_state_dict()["step"] == 0

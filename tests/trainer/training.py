@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,18 +15,41 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sam_algos import METHODS, SAM, Method
+from sam_algos.core.selection import EVERYTHING, Selection
 
 CLASSES = 3
 BATCHES = 6
 BATCH_SIZE = 4
 
-EVERY_METHOD_ON_THE_WHOLE_BATCH = [pytest.param(cls(), id=name) for name, cls in METHODS.items()]
+_INSTANCES: dict[str, Method] = {name: cls() for name, cls in METHODS.items()}
+_INSTANCES |= {"sam, a narrow ascent": SAM(ascent_fraction=0.5), "sam, two ascents": SAM(steps=2)}
+_KINDS = ("sam", "aelooksam", "friendlysam", "momentumsam", "esam", "sam, a narrow ascent")
+
+
+def passes(method: Method) -> int:
+    """How many passes a sharp step of a method takes, those without a gradient among them."""
+    parts = method.composition()
+    if not parts.perturbation.own_pass:
+        return 1
+    return 1 + getattr(method, "steps", 1) + int(parts.reader("reads_losses") is not None)
+
+
+EVERY_METHOD = [pytest.param(method, id=name) for name, method in _INSTANCES.items()]
 """Every method with its defaults: instances serve any number of runs."""
 
-EVERY_METHOD = [
-    *EVERY_METHOD_ON_THE_WHOLE_BATCH,
-    pytest.param(SAM(ascent_fraction=0.5), id="sam, a narrow ascent"),
+EVERY_KIND = [pytest.param(_INSTANCES[name], id=name) for name in _KINDS]
+"""One for each way to reach the Trainer: what is remembered, and which passes are run on which samples."""
+
+EVERY_KIND_ON_THE_WHOLE_BATCH = [case for case in EVERY_KIND if case.values[0].ascent_fraction == 1]
+
+EVERY_PASS = [
+    pytest.param(case.values[0], number, id=f"{case.id}, pass {number}")
+    for case in EVERY_METHOD
+    for number in range(1, passes(case.values[0]) + 1)
 ]
+"""Every method, and the number of every pass of its sharp steps."""
+
+EVERY_PASS_OF_EVERY_KIND = [case for case in EVERY_PASS if case.id.rpartition(", ")[0] in _KINDS]
 
 
 def sgd(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -39,9 +61,9 @@ def adamw(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
 
 
 def classifier(*layers: nn.Module, seed: int = 0) -> ComposerClassifier:
-    """An MLP: ``layers`` between two linear ones."""
+    """An MLP: ``layers`` between two linear ones, and a normalisation that knows no batch."""
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(6, 8), *layers, nn.ReLU(), nn.Linear(8, CLASSES))
+    net = nn.Sequential(nn.Linear(6, 8), *layers, nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, CLASSES))
     return ComposerClassifier(net, num_classes=CLASSES)
 
 
@@ -101,17 +123,19 @@ def by_hand(
     if before_step is not None:
         base.register_step_pre_hook(lambda *_: before_step(model))
     optimizer = method.wrap(base, model=model, total_steps=2 * BATCHES)
-    data = loader()
+    data, each = loader(), method.composition().reader("reads_losses") is not None
     for _ in range(2):
         torch.manual_seed(11)
         for batch in data:
 
-            def closure(batch: Any = batch, fraction: float = 1.0) -> Tensor:
+            def closure(samples: Selection = EVERYTHING, batch: Any = batch) -> Tensor:
                 optimizer.zero_grad()
-                batch = [values[: math.ceil(fraction * len(values))] for values in batch]
-                loss = model.loss(model(batch), batch)
-                loss.backward()
-                return loss
+                batch = samples(batch)
+                outputs = model(batch)
+                loss = model.loss(outputs, batch)
+                if torch.is_grad_enabled():
+                    loss.backward()
+                return model.loss(outputs, batch, reduction="none") if each else loss
 
             optimizer.step(closure)
     return dict(model.state_dict()), optimizer.state_dict(), optimizer.method_state_dict()

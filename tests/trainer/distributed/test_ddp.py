@@ -10,9 +10,9 @@ import torch
 
 from sam_algos import METHODS
 from tests.cases import same
-from tests.distributed.conftest import Found
-from tests.distributed.scenarios_ddp import MODELS
-from tests.distributed.tasks import STEPS
+from tests.trainer.distributed.conftest import Found
+from tests.trainer.distributed.scenarios_ddp import LOOPS, MODELS
+from tests.trainer.distributed.tasks import STEPS
 
 
 def sharp(result: dict[str, Any]) -> list[float]:
@@ -90,3 +90,26 @@ def test_gradients_that_are_views_of_buckets_change_nothing(found: Found, name: 
     first, second = found("ddp", 2, f"loop-views-{name}")
     assert same(first["weights"], second["weights"])
     assert same(first["weights"], plain["weights"])
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_views_of_buckets_change_nothing_where_the_step_knows_only_the_model_inside(found: Found, name: str) -> None:
+    plain, _ = found("ddp", 2, f"inner-{name}")
+    for rank in found("ddp", 2, f"inner-views-{name}"):
+        assert same(rank["weights"], plain["weights"])
+
+
+@pytest.mark.parametrize("scenario", ["static", "static-views"])
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_static_graph_begins_with_a_synchronised_pass(found: Found, name: str, scenario: str) -> None:
+    synchronized, _ = found("ddp", 2, f"inner-{name}")
+    for rank in found("ddp", 2, f"{scenario}-{name}"):
+        assert all(rank["synced"])
+        assert same(rank["weights"], synchronized["weights"])
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_parameters_may_go_unused(found: Found, name: str) -> None:
+    first, second = found("ddp", 2, f"unused-{name}")
+    assert same(first["weights"], second["weights"])
+    assert first["sharp"] == second["sharp"]

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sam_algos import METHODS
-from tests.distributed.tasks import (
+from tests.trainer.distributed.tasks import (
     STEPS,
     Partial,
+    closure,
     dense,
     loader,
     method,
@@ -30,6 +31,9 @@ from tests.distributed.tasks import (
 
 NEEDS_PROCESS_GROUP = True
 BAD_STEP = 2  # whose samples contain a NaN on the last rank
+
+LOOPS = ("sam", "looksam", "friendlysam")
+"""One that climbs by a gradient of its own, one that keeps the gradient, one that remembers it."""
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"dense": dense, "noisy": noisy, "partial": Partial}
 
@@ -63,11 +67,11 @@ def resume(name: str, folder: Path) -> dict[str, Any]:
 
 
 def precise(name: str, synchronize: bool, folder: Path, fraction: float = 1.0, **options: Any) -> dict[str, Any]:
-    """In float64, without momentum: what an oracle can follow."""
+    """In float64, without momentum where the method needs none: what an oracle can follow."""
     used = method(name, synchronize=synchronize, ascent_fraction=fraction)
     with recorded_passes() as synced:
-        plain_sgd = partial(torch.optim.SGD, lr=0.1)
-        result = train(used, dtype=torch.float64, optimizer=plain_sgd, **options)
+        sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9 * (name == "momentumsam"))
+        result = train(used, dtype=torch.float64, optimizer=sgd, **options)
     return {**result, "synced": synced}
 
 
@@ -78,30 +82,25 @@ def bad_samples(name: str, folder: Path) -> dict[str, Any]:
 
 
 def zero_loss(name: str, folder: Path) -> dict[str, Any]:
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        value = nn.functional.mse_loss(outputs, targets)
+    def loss(outputs: Tensor, targets: Tensor, **options: Any) -> Tensor:
+        value = nn.functional.mse_loss(outputs, targets, **options)
         return value * 0 if dist.get_global_rank() == 1 else value
 
     return train(method(name), loss=loss)
 
 
-def hand_written(name: str, bucket_view: bool, folder: Path) -> dict[str, Any]:
-    """A loop without Composer, where each gradient is a bucket of its own."""
+def hand_written(
+    name: str, folder: Path, *, inner: bool = False, module: Callable[[], nn.Module] = dense, **options: Any
+) -> dict[str, Any]:
+    """A loop without Composer, where each gradient is a bucket of its own; ``inner`` wraps for the model inside."""
     torch.manual_seed(3)
-    model = DistributedDataParallel(dense(), gradient_as_bucket_view=bucket_view, bucket_cap_mb=1e-5)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    optimizer = method(name).wrap(optimizer, model=model, total_steps=STEPS)
+    model = DistributedDataParallel(module(), bucket_cap_mb=1e-5, **options)
+    used, base = method(name), torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = used.wrap(base, model=model.module if inner else model, total_steps=STEPS)
     sharp = []
     with recorded_passes() as synced:
-        for x, y in loader(samples()):
-
-            def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
-                optimizer.zero_grad()
-                loss = nn.functional.mse_loss(model(x), y)
-                loss.backward()
-                return loss
-
-            optimizer.step(closure)
+        for batch in loader(samples()):
+            optimizer.step(closure(used, model, optimizer, batch))
             sharp.append(optimizer.metrics["sam/applied"])
     return {"weights": weights(model), "sharp": sharp, "synced": synced}
 
@@ -117,5 +116,12 @@ for name in METHODS:
     SCENARIOS[f"microbatches-{name}"] = partial(precise, name, True, device_train_microbatch_size=2)
     SCENARIOS[f"nan-{name}"] = partial(bad_samples, name)
     SCENARIOS[f"zero-{name}"] = partial(zero_loss, name)
-    SCENARIOS[f"loop-{name}"] = partial(hand_written, name, False)
-    SCENARIOS[f"loop-views-{name}"] = partial(hand_written, name, True)
+    SCENARIOS[f"loop-{name}"] = partial(hand_written, name)
+    SCENARIOS[f"loop-views-{name}"] = partial(hand_written, name, gradient_as_bucket_view=True)
+for name in LOOPS:
+    alone = partial(hand_written, name, inner=True)
+    SCENARIOS[f"inner-{name}"] = alone
+    SCENARIOS[f"inner-views-{name}"] = partial(alone, gradient_as_bucket_view=True)
+    SCENARIOS[f"static-{name}"] = partial(hand_written, name, static_graph=True)
+    SCENARIOS[f"static-views-{name}"] = partial(hand_written, name, static_graph=True, gradient_as_bucket_view=True)
+    SCENARIOS[f"unused-{name}"] = partial(hand_written, name, module=Partial, find_unused_parameters=True)

@@ -10,14 +10,17 @@ import torch
 
 from sam_algos import METHODS
 from tests import references
-from tests.distributed.conftest import Found
-from tests.distributed.tasks import BATCH, OPTIONS, STEPS, dense, samples
 from tests.references import Vector
+from tests.trainer.distributed.conftest import Found
+from tests.trainer.distributed.tasks import BATCH, OPTIONS, STEPS, dense, samples
 
-NAMES = ["0.weight", "0.bias", "2.weight", "2.bias"]
-USES_PLAIN_GRADIENT = {
-    **dict.fromkeys(("sam", "asam", "sssam"), False),
-    **dict.fromkeys(("looksam", "aesam", "aelooksam"), True),
+NAMES = ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"]
+ORACLES = ("sam", "asam", "looksam", "aesam", "aelooksam")
+SYNCHRONIZED = {  # of each pass of a sharp step
+    **dict.fromkeys(("sam", "asam", "sssam", "samon"), [False, True]),
+    **dict.fromkeys(("looksam", "aesam", "aelooksam", "friendlysam"), [True, True]),
+    "esam": [False, True, True],  # the second is forward only
+    "momentumsam": [True],
 }
 ADAPTIVE = {"rho": 0.5, "eta": 0.01, "normalize_bias": False, "scope": "element"}
 
@@ -81,7 +84,7 @@ def test_what_uses_the_plain_gradient_sees_the_whole_batch(found: Found, name: s
 
 
 @pytest.mark.parametrize("scenario", ["synchronized", "microbatches"])
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", ORACLES)
 def test_synchronize_is_one_process_on_the_whole_batch(found: Found, name: str, scenario: str) -> None:
     for rank in found("ddp", 2, f"{scenario}-{name}"):
         check(rank, on_the_whole_batch(name))
@@ -103,11 +106,11 @@ def test_asam_climbs_by_its_own_half(found: Found) -> None:
 
 
 @pytest.mark.parametrize("scenario", ["own", "loop"])
-@pytest.mark.parametrize("name", USES_PLAIN_GRADIENT)
+@pytest.mark.parametrize("name", SYNCHRONIZED)
 def test_only_an_ascent_gradient_is_left_unsynchronised(found: Found, name: str, scenario: str) -> None:
     for rank in found("ddp", 2, f"{scenario}-{name}"):
         sharp = rank["sharp"] if scenario == "loop" else [m["sam/applied"] for m in rank["metrics"]]
-        passes = [[USES_PLAIN_GRADIENT[name], True] if s else [True] for s in sharp]
+        passes = [SYNCHRONIZED[name] if s else [True] for s in sharp]
         assert rank["synced"] == [synced for step in passes for synced in step]
 
 

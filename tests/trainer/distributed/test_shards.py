@@ -10,13 +10,13 @@ import torch
 
 from tests import references
 from tests.cases import same
-from tests.distributed.conftest import Found
-from tests.distributed.scenarios_shards import CASES, LAYOUTS, STEPS
-from tests.distributed.tasks import OPTIONS
 from tests.references import Vector
+from tests.trainer.distributed.conftest import Found
+from tests.trainer.distributed.scenarios_shards import CASES, LAYOUTS, STEPS
+from tests.trainer.distributed.tasks import OPTIONS
 
 ADAPTIVE = {"rho": 0.5, "eta": 0.01, "normalize_bias": False, "scope": "element"}
-ORACLES = [case for case in CASES if case.split("-")[0] in OPTIONS]
+ORACLES = [case for case in CASES if case.split("-")[0] in ("sam", "asam", "looksam", "aesam", "aelooksam")]
 
 
 def rule(case: str, names: list[str]) -> references.Rule:
@@ -80,3 +80,13 @@ def test_sums_are_complete_and_count_copies_once(found: Found, processes: int) -
         close([rank["norms"]], [a.flatten(1).norm(dim=1)])
         close([rank["norm"], rank["dot"], rank["largest"]], [a.norm(), (a * b).sum(), a.abs().max()])
         close(rank["filters"], [x.norm(dim=1, keepdim=True).expand_as(x) for x in a])
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("name", ["looksam", "friendlysam", "momentumsam"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_torchs_own_checkpoints_hold_what_a_method_remembers(
+    found: Found, processes: int, name: str, flat: bool
+) -> None:
+    for rank in found("shards", processes, f"checkpointed-{name}-{flat}"):
+        assert same(rank["resumed"], rank["whole"])

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from sam_algos import METHODS, Method
+from sam_algos.core.selection import EVERYTHING, Selection
 
 BATCH = 8  # over all ranks
 STEPS = 6
@@ -27,6 +28,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "looksam": {"rho": 0.1, "k": 3, "alpha": 0.5},
     "aesam": {"rho": 0.1, "delta": 0.5, "lambda_1": -0.1, "lambda_2": 0.1},
     "aelooksam": {"rho": 0.1, "alpha": 0.5, "delta": 0.5, "lambda_1": -0.1, "lambda_2": 0.1},
+    "friendlysam": {"rho": 0.1, "lmbda": 0.5},
+    "momentumsam": {"rho": 0.1},
+    "esam": {"rho": 0.1},
 }
 
 
@@ -35,13 +39,14 @@ def method(name: str, **options: Any) -> Method:
 
 
 def dense() -> nn.Module:
-    """A network without randomness, whose 5 output rows do not divide by two processes."""
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    """A network without randomness, whose 5 rows do not divide by two processes."""
+    return nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3))
 
 
 def convolutional() -> nn.Module:
     """Every weight can be divided along its second dimension too."""
-    return nn.Sequential(nn.Unflatten(1, (2, 1, 2)), nn.Conv2d(2, 4, (1, 2)), nn.Flatten(), nn.Linear(4, 3))
+    convolution = nn.Unflatten(1, (2, 1, 2)), nn.Conv2d(2, 4, (1, 2)), nn.GroupNorm(1, 4)
+    return nn.Sequential(*convolution, nn.Flatten(), nn.Tanh(), nn.Linear(4, 3))
 
 
 def noisy() -> nn.Module:
@@ -54,7 +59,8 @@ class Partial(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.used, self.never, self.sometimes = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(4, 3)
+        self.used = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3))
+        self.never, self.sometimes = nn.Linear(4, 3), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.used(x) + self.sometimes(x) if dist.get_global_rank() == 0 else self.used(x)
@@ -77,7 +83,7 @@ class UsesPart(Algorithm):
 class Task(ComposerModel):
     """A network with a loss, as Composer wants it."""
 
-    def __init__(self, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, module: nn.Module, loss: Callable[..., Tensor]) -> None:
         super().__init__()
         self.module = module
         self._loss = loss
@@ -86,7 +92,7 @@ class Task(ComposerModel):
         return self.module(batch[0])
 
     def loss(self, outputs: Tensor, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
-        return self._loss(outputs, batch[1])
+        return self._loss(outputs, batch[1], *args, **kwargs)
 
 
 def samples(dtype: torch.dtype = torch.float32, steps: int = STEPS) -> tuple[Tensor, Tensor]:
@@ -105,6 +111,22 @@ def loader(data: tuple[Tensor, Tensor]) -> DataLoader:
     return DataLoader(dataset, batch_size=BATCH // dist.get_world_size(), sampler=sampler)
 
 
+def closure(used: Method, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> Callable[..., Tensor]:
+    """What a hand-written loop gives to the step."""
+    each = used.parts().reader("reads_losses") is not None
+
+    def run(samples: Selection = EVERYTHING) -> Tensor:
+        optimizer.zero_grad()
+        x, y = samples(batch)
+        losses = nn.functional.mse_loss(model(x), y, reduction="none").mean(1)
+        loss = losses.mean()
+        if torch.is_grad_enabled():
+            loss.backward()
+        return losses if each else loss
+
+    return run
+
+
 class Recorder(Callback):
     """Keeps the method's figures of every step."""
 
@@ -119,7 +141,7 @@ def trainer(
     algorithm: Method | None = None,
     *,
     module: Callable[[], nn.Module] = dense,
-    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.mse_loss,
+    loss: Callable[..., Tensor] = nn.functional.mse_loss,
     data: tuple[Tensor, Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,13 +10,20 @@ from typing import Any
 
 import torch
 from composer.utils import dist
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from sam_algos import METHODS, SAM, tensors
-from tests.distributed.tasks import convolutional, loader, method, samples, whole
+from sam_algos import METHODS, SAM
+from sam_algos.core import tensors
+from sam_algos.core.selection import EVERYTHING, Selection
+from tests.trainer.distributed.tasks import closure, convolutional, loader, method, samples, whole
 
 NEEDS_PROCESS_GROUP = True
 STEPS = 4
@@ -35,23 +43,49 @@ def follow(case: str, layout: str, folder: Path) -> dict[str, Any]:
     model = convolutional().double()
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     fully_shard(model, mesh=mesh, shard_placement_fn=LAYOUTS[layout])
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)  # so that weights differ by the gradient it gets
-    optimizer = CASES[case]().wrap(optimizer, model=model, total_steps=STEPS)
+    used, momentum = CASES[case](), 0.9 * (case == "momentumsam")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=momentum)  # weights differ by the gradient it gets
+    optimizer = used.wrap(optimizer, model=model, total_steps=STEPS)
     steps = []
-    for x, y in loader(samples(torch.float64, STEPS)):
+    for batch in loader(samples(torch.float64, STEPS)):
         passes: list[dict[str, list[Tensor]]] = []
 
-        def closure(x: Tensor = x, y: Tensor = y, passes: list[Any] = passes) -> Tensor:
-            optimizer.zero_grad()
+        def recorded(samples: Selection = EVERYTHING, run: Any = None, passes: list[Any] = passes) -> Tensor:
             before = values(model.parameters())
-            loss = nn.functional.mse_loss(model(x), y)
-            loss.backward()
-            passes.append({"w": before, "g": values(p.grad for p in model.parameters())})
+            loss = run(samples)
+            if torch.is_grad_enabled():
+                passes.append({"w": before, "g": values(p.grad for p in model.parameters())})
             return loss
 
-        optimizer.step(closure)
+        optimizer.step(partial(recorded, run=closure(used, model, optimizer, batch)))
         steps.append({"passes": passes, "w": values(model.parameters()), "metrics": optimizer.metrics})
     return {"steps": steps, "names": [name for name, _ in model.named_parameters()]}
+
+
+def checkpointed(name: str, flat: bool, folder: Path) -> dict[str, Any]:
+    """A run that goes on from what torch.distributed.checkpoint made of its first half, and one that did not stop."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    batches, found = list(loader(samples(torch.float64, STEPS))), {}
+    for run in ("first", "resumed", "whole"):
+        torch.manual_seed(3)
+        model = fully_shard(convolutional().double())
+        used, base = method(name), torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        optimizer: Any = used.wrap(base, model=model, total_steps=STEPS)
+        if run == "resumed":
+            model.load_state_dict(found["model"])
+            set_optimizer_state_dict(model, optimizer, found["optimizer"], options=options)
+            optimizer.load_method_state_dict(found["method"])
+        todo = {"first": batches[:2], "resumed": batches[2:], "whole": batches}[run]
+        for batch in todo:
+            optimizer.step(closure(used, model, optimizer, batch))
+        if run == "first":
+            saved = get_optimizer_state_dict(model, optimizer, options=options)
+            found = {"model": model.state_dict(), "optimizer": saved, "method": optimizer.method_state_dict()}
+            found = copy.deepcopy(found)
+        else:
+            state = [value for p in model.parameters() for value in optimizer.state[p].values()]
+            found[run] = values([*model.parameters(), *state])
+    return {"whole": found["whole"], "resumed": found["resumed"]}
 
 
 def values(parts: Any) -> list[Tensor]:
@@ -83,5 +117,10 @@ def sums(folder: Path) -> dict[str, Any]:
 
 SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "sums": sums,
+    **{
+        f"checkpointed-{name}-{flat}": partial(checkpointed, name, flat)
+        for name in ("looksam", "friendlysam", "momentumsam")
+        for flat in (False, True)
+    },
     **{f"{case}-{layout}": partial(follow, case, layout) for case in CASES for layout in LAYOUTS},
 }

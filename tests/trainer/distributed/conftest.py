@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.launcher import run_group
+from tests.trainer.distributed.launcher import run
 
 Found = Callable[..., list[Any]]
 
@@ -19,9 +19,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def find(group: str, processes: int, scenario: str) -> list[Any]:
-        folder = shared / f"{group}-{processes}"
-        trouble = run_group(group, processes, folder)
-        files = [folder / f"{scenario}.rank{rank}.pt" for rank in range(processes)]
+        folder = shared / f"processes-{processes}"
+        trouble = run(processes, folder)
+        files = [folder / f"{group}.{scenario}.rank{rank}.pt" for rank in range(processes)]
         assert all(file.exists() for file in files), f"{scenario} was not reached:\n{trouble}"
         ranks = [torch.load(file, weights_only=False) for file in files]
         for rank, result in enumerate(ranks):

@@ -7,8 +7,8 @@ import signal
 import pytest
 
 from tests.cases import same
-from tests.distributed.conftest import Found
-from tests.distributed.scenarios_kill import BATCHES, CASES, KILLS
+from tests.trainer.distributed.conftest import Found
+from tests.trainer.distributed.scenarios_kill import BATCHES, CASES, KILLS
 
 
 @pytest.mark.parametrize("case", CASES)

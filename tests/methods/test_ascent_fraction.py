@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import AESAM, ASAM, SAM, SSSAM, AELookSAM, GradientNorm, LookSAM, Reuse, SharpnessAware
-from sam_algos.core.selection import First
+from sam_algos.core.selection import First, Selection
 from tests.cases import Closure, make_batches, make_model, same, snapshot, steps, wrap
 
 SHARES = {1.0: 7, 0.5: 4, 0.25: 2}  # of the 7 samples of each batch
@@ -22,11 +22,11 @@ class Seen(Closure):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.asked: list[tuple[float, ...]] = []
+        self.asked: list[int] = []
 
-    def __call__(self, *args: float, **kwargs: float) -> Any:
-        self.asked.append((*args, *kwargs.values()))
-        return super().__call__(*args, **kwargs)
+    def __call__(self, samples: Selection) -> Any:
+        self.asked.append(len(samples(self.batch[0])))
+        return super().__call__(samples)
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -55,7 +55,7 @@ def test_only_the_first_pass_of_a_sharp_step_sees_a_share(method: SAM | ASAM) ->
     for batch in make_batches(4):
         closure = Seen(model, optimizer, batch)
         optimizer.step(closure)
-        assert closure.asked == ([(0.5,), ()] if optimizer.metrics["sam/applied"] else [()])
+        assert closure.asked == ([4, 7] if optimizer.metrics["sam/applied"] else [7])
 
 
 def test_the_whole_batch_is_asked_for_in_no_words() -> None:
@@ -118,7 +118,7 @@ def test_a_closure_that_cannot_run_on_a_share_is_told_how() -> None:
     model = make_model("mlp")
     optimizer = wrap(SAM(ascent_fraction=0.5), model)
     before = snapshot(model, optimizer)
-    with pytest.raises(TypeError, match=r"write def closure\(fraction=1.0\)"):
+    with pytest.raises(TypeError, match=r"write def closure\(samples\): inputs, labels = samples\(\(x, y\)\)"):
         optimizer.step(lambda: 1 / 0)
     assert same(snapshot(model, optimizer), before)
 
@@ -130,8 +130,8 @@ def test_an_error_in_the_second_pass_leaves_the_streams_where_the_first_ended() 
     ends: list[Tensor] = []
 
     class Failing(Closure):
-        def __call__(self, fraction: float = 1.0) -> Any:
-            loss = super().__call__(fraction)
+        def __call__(self, samples: Selection) -> Any:
+            loss = super().__call__(samples)
             ends.append(torch.get_rng_state())
             if self.calls == 2:
                 raise ZeroDivisionError
@@ -142,11 +142,29 @@ def test_an_error_in_the_second_pass_leaves_the_streams_where_the_first_ended() 
     assert torch.equal(torch.get_rng_state(), ends[0])
 
 
+def test_a_closure_may_take_the_fraction_and_cut_the_batch_itself() -> None:
+    """As closures did before there was a choice of samples."""
+    models = [make_model("batchnorm") for _ in range(2)]
+    for model, by_fraction in zip(models, (True, False), strict=True):
+        optimizer = wrap(SAM(ascent_fraction=0.5, interval=2), model)
+        for x, y in make_batches(4):
+            closure = Closure(model, optimizer, (x, y))
+
+            def cut(
+                fraction: float = 1.0, model: nn.Module = model, closure: Any = closure, x: Tensor = x, y: Tensor = y
+            ) -> Tensor:
+                closure.batch = tuple(values[: math.ceil(fraction * len(values))] for values in (x, y))
+                return closure()
+
+            optimizer.step(cut if by_fraction else closure)
+    assert same(*map(snapshot, models))
+
+
 def test_another_type_error_in_the_closure_stays_what_it_is() -> None:
     model = make_model("mlp")
     optimizer = wrap(SAM(ascent_fraction=0.5), model)
 
-    def closure(fraction: float = 1.0) -> Any:
+    def closure(samples: Selection) -> Any:
         raise TypeError("labels must be integers")
 
     with pytest.raises(TypeError, match=r"^labels must be integers$"):

@@ -5,22 +5,36 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from torch import nn
 
 from sam_algos import (
     AESAM,
     ASAM,
+    ESAM,
     SAM,
+    SAMON,
     SSSAM,
     Adaptive,
     AELookSAM,
+    AscentFraction,
+    Bernoulli,
+    Friendly,
+    FriendlySAM,
     GradientNorm,
     Interval,
     LookSAM,
     Method,
+    Momentum,
+    MomentumSAM,
+    MostSensitive,
+    NormLayers,
     PNorm,
+    ProjectedAscent,
+    RandomMask,
     Reuse,
     SharpGradient,
     SharpnessAware,
+    WholeBatch,
 )
 from tests.cases import MODELS, distance, each_method, make_batches, make_model, same, snapshot, train
 
@@ -41,6 +55,17 @@ IDENTITIES: dict[str, tuple[Method | None, Method | None]] = {
     "SS-SAM that is never sharp is its base": (SSSAM(probability=0.0), None),
     "AE-SAM that is never sharp is its base": (AESAM(**NEVER), None),
     "AE-LookSAM that is never sharp is its base": (AELookSAM(**NEVER), None),
+    "SAM with one ascent step is SAM": (SAM(rho=0.1, steps=1), SAM(rho=0.1)),
+    "one projected step is SAM's": (SharpnessAware(perturbation=ProjectedAscent(0.1, steps=1)), SAM(rho=0.1)),
+    "an ascent on the whole batch is SAM": (SAM(rho=0.1, ascent_fraction=1), SAM(rho=0.1)),
+    "the whole batch as a choice of samples": (SharpnessAware(samples=WholeBatch()), SAM()),
+    "all of the first samples": (SharpnessAware(samples=AscentFraction(1.0)), SAM()),
+    "Friendly SAM that takes nothing away is SAM": (FriendlySAM(rho=0.1, sigma=0.0), SAM(rho=0.1)),
+    "ESAM with all weights and samples is SAM": (ESAM(rho=0.1, beta=1.0, gamma=1.0), SAM(rho=0.1)),
+    "the most sensitive of all samples": (
+        SharpnessAware(Interval(), RandomMask(0.1, 1.0), SharpGradient(), MostSensitive(1.0)),
+        SAM(rho=0.1),
+    ),
     "p = 2 as an integer": (SAM(p=2), SAM(p=2.0)),
     "SAM from its parts": (SharpnessAware(Interval(2), PNorm(0.1, 3.0), SharpGradient()), SAM(0.1, 2, 3.0)),
     "ASAM from its parts": (SharpnessAware(perturbation=Adaptive(scope="layer")), ASAM(scope="layer")),
@@ -49,6 +74,19 @@ IDENTITIES: dict[str, tuple[Method | None, Method | None]] = {
     "AE-LookSAM from its parts": (
         SharpnessAware(GradientNorm(lambda_1=0.0, lambda_2=2.0), descent=Reuse()),
         AELookSAM(),
+    ),
+    "SS-SAM from its parts": (SharpnessAware(Bernoulli(0.3, 1)), SSSAM(probability=0.3, seed=1)),
+    "SAM with two steps from its parts": (SharpnessAware(perturbation=ProjectedAscent(0.1)), SAM(rho=0.1, steps=2)),
+    "Friendly SAM from its parts": (SharpnessAware(perturbation=Friendly()), FriendlySAM()),
+    "Momentum-SAM from its parts": (SharpnessAware(perturbation=Momentum(0.5)), MomentumSAM(rho=0.5)),
+    "SAM-ON from its parts": (SharpnessAware(perturbation=NormLayers(0.3)), SAMON(rho=0.3)),
+    "ESAM from its parts": (
+        SharpnessAware(perturbation=RandomMask(0.1), samples=MostSensitive(0.4)),
+        ESAM(rho=0.1, gamma=0.4),
+    ),
+    "an ascent fraction from its part": (
+        SharpnessAware(Interval(2), samples=AscentFraction(0.5)),
+        SAM(interval=2, ascent_fraction=0.5),
     ),
 }
 
@@ -59,6 +97,21 @@ DIFFERENCES: dict[str, tuple[Method | None, Method | None]] = {
     "the seed of the coin": (SSSAM(seed=0), SSSAM(seed=1)),
     "reuse": (LookSAM(k=3), SAM(interval=3)),
     "the adaptive ball": (ASAM(rho=0.05), SAM(rho=0.05)),
+    "the number of ascent steps": (SAM(steps=2), SAM(steps=3)),
+    "a second ascent step": (SAM(steps=2), SAM()),
+    "the fraction of the ascent": (SAM(ascent_fraction=0.5), SAM()),
+    "friendliness": (FriendlySAM(), SAM()),
+    "how friendly": (FriendlySAM(sigma=0.5), FriendlySAM()),
+    "the memory of the mean": (FriendlySAM(lmbda=0.5), FriendlySAM()),
+    "momentum": (MomentumSAM(rho=0.05), SAM()),
+    "Momentum-SAM is not its base": (MomentumSAM(), None),
+    "its radius": (MomentumSAM(rho=1.0), MomentumSAM()),
+    "normalisation layers alone": (SAMON(), SAM()),
+    "a mask": (ESAM(gamma=1.0), SAM()),
+    "the size of the mask": (ESAM(beta=0.5), ESAM(beta=0.9)),
+    "the seed of the mask": (ESAM(seed=1), ESAM()),
+    "the choice of samples": (ESAM(beta=1.0), SAM()),
+    "how many samples": (ESAM(gamma=0.3), ESAM()),
     "the end of the schedule": (AESAM(lambda_1=-1.0), AESAM(lambda_1=-4.0)),
     "the beginning of the schedule": (AESAM(lambda_2=1.0), AESAM(lambda_2=-4.0)),
 }
@@ -76,6 +129,17 @@ def trained(method: Method | None, base: str, model: str) -> tuple:
 def test_are_the_same_to_the_last_bit(name: str, base: str, model: str) -> None:
     (a, _), (b, _) = (trained(method, base, model) for method in IDENTITIES[name])
     assert distance(a, b) == 0.0
+
+
+@pytest.mark.parametrize("base", ["momentum", "adamw"])
+def test_where_all_layers_normalise_sam_on_is_sam(base: str) -> None:
+    ends = []
+    for method in (SAMON(rho=0.3), SAM(rho=0.3), None):
+        model = nn.Sequential(nn.LayerNorm(6), nn.Tanh(), nn.BatchNorm1d(6), nn.Flatten(), nn.AvgPool1d(2))
+        train(method, model, make_batches(20), base)
+        ends.append(model)
+    assert distance(ends[0], ends[1]) == 0.0
+    assert distance(ends[0], ends[2]) > 1e-6
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)

@@ -184,6 +184,7 @@ class HostValue:
 
     def __init__(self, scalar: Tensor) -> None:
         self._scalar = scalar
+        self._value: float | None = None
         self._arrived: Any = None
         if scalar.is_cuda:
             self._scalar = torch.empty_like(scalar, device="cpu", pin_memory=True).copy_(scalar, non_blocking=True)
@@ -191,9 +192,11 @@ class HostValue:
             self._arrived.record(torch.cuda.current_stream(scalar.device))
 
     def __float__(self) -> float:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return float(self._scalar)
+        if self._value is None:
+            if self._arrived is not None:
+                self._arrived.synchronize()
+            self._value = float(self._scalar)
+        return self._value
 
 
 def scaled(values: Sequence[Tensor], scale: float | Tensor) -> list[Tensor]:

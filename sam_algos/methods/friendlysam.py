@@ -57,7 +57,7 @@ class FriendlySAM(Method):
     ``m_t = λ m_{t-1} + (1-λ) g``: see `Friendly`.
 
     **Cost.** 2 gradients per step. One tensor per parameter between steps, kept in the optimizer's state and its
-    checkpoint (4 bytes per parameter in float32); during a step three copies of the parameters. The first gradient is
+    checkpoint (4 bytes per parameter in float32); during a step two copies of the parameters. The first gradient is
     synchronised between processes, as all have to remember the same.
 
     **Use it** where SAM is used, at SAM's cost.

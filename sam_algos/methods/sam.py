@@ -13,6 +13,7 @@ from sam_algos.core import tensors
 from sam_algos.core.options import NormOrder, Positive, PositiveInt
 from sam_algos.core.parts import Ascent, Decision, Descent, Parts, Perturbation, Policy
 from sam_algos.core.step import Step
+from sam_algos.core.vector import Vector
 from sam_algos.method import Method
 
 __all__ = ["SAM", "Interval", "PNorm", "ProjectedAscent", "SharpGradient"]
@@ -85,14 +86,18 @@ class ProjectedAscent(Perturbation):
         """``ε_n / ρ``: in units of the radius."""
         g = step.gradient
         scale = tensors.reciprocal(g.norm())
-        if self.steps == 1:
+        if self.steps == 1 or not g:
             return Ascent(g, scale)
-        epsilon = scale * g
+        epsilon, one = step.scratch().mul_(scale), torch.ones_like(scale)
         for _ in range(self.steps - 1):
-            g = step.at(Ascent(epsilon, torch.ones_like(scale))).gradient
-            epsilon.add_(g, tensors.reciprocal(g.norm()))
-            epsilon.mul_(tensors.reciprocal(epsilon.norm().clamp_min(1.0)))
-        return Ascent(epsilon, torch.ones_like(scale), disposable=True)
+            _climb(epsilon, step.at(Ascent(epsilon, one)).gradient)
+        return Ascent(epsilon, one, disposable=True)
+
+
+def _climb(epsilon: Vector, g: Vector) -> None:
+    """``ε = Π(ε + g / ‖g‖)``, in units of the radius."""
+    epsilon.add_(g, tensors.reciprocal(g.norm()))
+    epsilon.mul_(tensors.reciprocal(epsilon.norm().clamp_min(1.0)))
 
 
 @dataclass(frozen=True, repr=False)

@@ -17,7 +17,7 @@ HAS_COMPOSER = importlib.util.find_spec("composer") is not None
 
 # What each folder may import besides the standard library; a folder of ours stands for itself and those below it.
 MAY_IMPORT = {
-    "core": {"torch", "sam_algos.core"},
+    "core": {"torch", "typing_extensions", "sam_algos.core"},  # the second comes with the first
     "methods": {"torch", "sam_algos.core", "sam_algos.method", "sam_algos.methods"},
     "method.py": {"torch", "composer", "sam_algos.core", "sam_algos.trainer"},
     "__init__.py": {"sam_algos.core", "sam_algos.method", "sam_algos.methods"},

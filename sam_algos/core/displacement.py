@@ -84,7 +84,7 @@ class Displaced:
     def __init__(
         self,
         params: Sequence[Tensor],
-        weights: Sequence[Tensor],
+        weights: list[Tensor],
         directions: Sequence[Tensor],
         scales: Sequence[Tensor],
         storage: _Storage,
@@ -124,6 +124,7 @@ class Displaced:
         for i in self._storage.own:
             self._params[i].data = self._weights[i]
         for i, original in zip(self._storage.rest, self._aside, strict=True):
+            self._weights[i] = local(self._params[i].data)  # FSDP2 lays shards elsewhere in its first forward
             self._weights[i].copy_(original)
 
     def _make(self, weights: Sequence[Tensor]) -> list[Tensor]:

@@ -19,6 +19,9 @@ from sam_algos.core.tensors import local
 __all__ = ["ClosurePasses", "Outcome", "Pass", "Passes"]
 
 
+_Gradients = dict[Tensor, tuple[Tensor, int]]  # of parameters, with their versions
+
+
 class Pass(NamedTuple):
     """How a pass is to be run.
 
@@ -125,9 +128,10 @@ class ClosurePasses(Passes):
         if plan.repeatable:
             with span("sam/replay"):
                 self._replay.record(self._model, plan.params, narrowed=isinstance(plan.selection, First))
-        outcome = self._call(closure, plan)
+        outcome = self._call(closure, plan, strangers)
         _refuse_accumulated(strangers)
-        if not any(p.grad is not None for p in plan.params) and any(p.requires_grad for p in plan.params):
+        without = plan.gradient and not any(p.grad is not None for p in plan.params)
+        if without and any(p.requires_grad for p in plan.params):
             raise RuntimeError(
                 "The closure left no gradient on any parameter of the optimizer: it has to call loss.backward()."
             )
@@ -152,7 +156,7 @@ class ClosurePasses(Passes):
         found = next((p for p in reversed(params) if p.grad is not None), None)
         self._left = None if found is None or found.grad is None else (found, found.grad, found.grad._version)
 
-    def _call(self, closure: Callable[..., Any], plan: Pass) -> Outcome:
+    def _call(self, closure: Callable[..., Any], plan: Pass, strangers: _Gradients | None = None) -> Outcome:
         synchronized = self._synchronizes(plan)
         unsynchronized: Any = nullcontext if synchronized else self._model.no_sync
         noted = _Noted(plan.selection)
@@ -163,7 +167,9 @@ class ClosurePasses(Passes):
             losses = loss if isinstance(loss, Tensor) and loss.ndim == 1 else None
             if losses is not None:
                 loss = losses.mean()
-                if plan.gradient and loss.requires_grad and not any(p.grad is not None for p in plan.params):
+                if plan.gradient and loss.requires_grad and _are_untouched(plan.params, strangers or {}):
+                    for p in strangers or ():
+                        p.grad = None
                     loss.backward()
         if plan.losses and losses is None:
             raise TypeError(
@@ -173,7 +179,7 @@ class ClosurePasses(Passes):
             )
         return Outcome(loss, None if losses is None else losses.detach(), noted.share(), synchronized)
 
-    def _take_away_gradients(self, params: list[Tensor]) -> dict[Tensor, tuple[Tensor, int]]:
+    def _take_away_gradients(self, params: list[Tensor]) -> _Gradients:
         """Remove the gradients of the step before; returns any others that are not zero, which stay."""
         there = [p for p in params if p.grad is not None]
         if there and not self._are_left_overs():
@@ -251,7 +257,15 @@ def refuse_trainers(closure: Callable[..., Any]) -> None:
         )
 
 
-def _refuse_accumulated(strangers: dict[Tensor, tuple[Tensor, int]]) -> None:
+def _are_untouched(params: list[Tensor], strangers: _Gradients) -> bool:
+    """Whether no backward pass has reached the parameters, whose only gradients are those of before."""
+    return all(
+        p.grad is None or (p in strangers and (p.grad is strangers[p][0] and p.grad._version == strangers[p][1]))
+        for p in params
+    )
+
+
+def _refuse_accumulated(strangers: _Gradients) -> None:
     """Refuse gradients that were there before the closure and that it added to.
 
     Raises:

@@ -68,14 +68,16 @@ class Replay:
         """Note what parameters outside the optimizer are, to find those that the model changes itself."""
         trained = set(map(id, params))
         others = [p for p in self._model.parameters() if id(p) not in trained and _is_plain(p)]
-        self._changing = []
+        still = set(map(id, others))
+        self._changing = [p for p in self._changing if id(p) in still]
         self._checked = (others, tensors.norms([p.data for p in others], ())) if others else None
 
     def _end_check(self) -> None:
         if self._checked is not None:
             (others, before), self._checked = self._checked, None
             changed = tensors.norms([p.data for p in others], ()) != before
-            self._changing = [p for p, yes in zip(others, changed.tolist(), strict=True) if yes]
+            found = {id(p): p for p, yes in zip(others, changed.tolist(), strict=True) if yes}
+            self._changing = list({**{id(p): p for p in self._changing}, **found}.values())
 
     @contextmanager
     def again(self) -> Iterator[None]:

@@ -91,7 +91,10 @@ class Method(Options, WrapsOptimizer, ABC):
 
         Clip gradients where the base optimizer steps, not in the closure, whose gradients decide and climb unclipped::
 
-            optimizer.register_step_pre_hook(lambda *_: clip_grad_norm_(model.parameters(), 1.0))
+            def clip(*_):
+                clip_grad_norm_(model.parameters(), 1.0)
+
+            optimizer.register_step_pre_hook(clip)
 
         Args:
             optimizer (torch.optim.Optimizer): The base optimizer.

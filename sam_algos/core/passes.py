@@ -182,9 +182,9 @@ class ClosurePasses(Passes):
     def _take_away_gradients(self, params: list[Tensor]) -> _Gradients:
         """Remove the gradients of the step before; returns any others that are not zero, which stay."""
         there = [p for p in params if p.grad is not None]
-        if there and not self._are_left_overs():
-            if any(_is_nonzero(p.grad) for p in there if p.grad is not None):
-                return {p: (p.grad, p.grad._version) for p in there if p.grad is not None}
+        theirs = () if self._are_left_overs() else there
+        if any(_is_nonzero(p.grad) for p in theirs if p.grad is not None):
+            return {p: (p.grad, p.grad._version) for p in there if p.grad is not None}
         for p in there:
             p.grad = None
         self._left = None
@@ -259,10 +259,11 @@ def refuse_trainers(closure: Callable[..., Any]) -> None:
 
 def _are_untouched(params: list[Tensor], strangers: _Gradients) -> bool:
     """Whether no backward pass has reached the parameters, whose only gradients are those of before."""
-    return all(
-        p.grad is None or (p in strangers and (p.grad is strangers[p][0] and p.grad._version == strangers[p][1]))
-        for p in params
-    )
+    for p in params:
+        gradient, version = strangers.get(p, (None, 0))
+        if p.grad is not gradient or (gradient is not None and gradient._version != version):
+            return False
+    return True
 
 
 def _refuse_accumulated(strangers: _Gradients) -> None:
@@ -276,6 +277,6 @@ def _refuse_accumulated(strangers: _Gradients) -> None:
     if kept and max(kept) < 2:
         raise RuntimeError(
             "The parameters held gradients when step(closure) began, and the closure did not zero them. Backward passes "
-            "outside the closure cannot be repeated at the perturbed weights: let the closure run all microbatches of "
-            "the step, or zero the gradients before it."
+            "outside the closure cannot be repeated at the perturbed weights: let the closure run all microbatches "
+            "of the step, or zero the gradients before it."
         )

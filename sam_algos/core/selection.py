@@ -136,7 +136,7 @@ class Rows(Selection):
 
 
 def _pick(value: Any, size: int, rows: slice | Tensor) -> Any:
-    return map_tensors(value, lambda t: (t[rows] if isinstance(rows, slice) else t[rows.to(t.device)]), size, rows)
+    return map_tensors(value, lambda t: t[rows] if isinstance(rows, slice) else t[rows.to(t.device)], size, rows)
 
 
 def map_tensors(
@@ -156,7 +156,7 @@ def map_tensors(
         changed.update(items)
         return changed
     if isinstance(value, (list, tuple)):
-        if rows is not None and len(value) == size and not any(True for _ in tensors_in(value)):
+        if rows is not None and size is not None and len(value) == size and not any(True for _ in tensors_in(value)):
             chosen = range(size)[rows] if isinstance(rows, slice) else rows.tolist()
             return type(value)([value[i] for i in chosen])
         items = [map_tensors(item, function, size, rows) for item in value]

@@ -82,7 +82,8 @@ class MomentumSAM(Method):
         >>> import torch
         >>> from sam_algos import MomentumSAM
         >>> model = torch.nn.Linear(2, 1)
-        >>> optimizer = MomentumSAM(rho=0.5).wrap(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model=model)
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> optimizer = MomentumSAM(rho=0.5).wrap(base, model=model)
         >>> for _ in range(2):
         ...     loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean(1))
         >>> optimizer.metrics["sam/applied"], optimizer.metrics["sam/gradients"]

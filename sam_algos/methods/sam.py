@@ -73,7 +73,8 @@ class ProjectedAscent(Perturbation):
     """Several steps of gradient ascent, each projected back into the ball (appendix C.6).
 
     ``ε_0 = 0`` and ``ε_{k+1} = Π_ρ(ε_k + ρ g_k / ‖g_k‖)``, with ``g_k`` the gradient at ``w + ε_k`` and ``Π_ρ`` scaling
-    what is longer than ``ρ`` back to the ball. The paper does not print its inner step; with this one ``steps=1`` is SAM.
+    what is longer than ``ρ`` back to the ball. The paper does not print its inner step; with this one ``steps=1`` is
+    SAM.
 
     Args:
         rho (float): Radius ``ρ``. Default: ``0.05``.

@@ -50,7 +50,8 @@ class NormLayers(Perturbation):
 class SAMON(Method):
     """SAM on normalisation layers only (`Mueller et al., 2023 <https://arxiv.org/abs/2306.04226>`_).
 
-    **Idea.** The scales and shifts of normalisation layers, a tiny share of a network's parameters, are enough to perturb.
+    **Idea.** The scales and shifts of normalisation layers, a tiny share of a network's parameters, are enough to
+    perturb.
 
     **Equation.** ``w ← w - η ∇L(w + ε)`` with ``ε = ρ g_N / ‖g_N‖`` on the parameters ``N`` of normalisation layers and
     zero on all others, which are stepped as well: see `NormLayers`.

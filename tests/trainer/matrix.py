@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -23,17 +23,19 @@ from composer.loggers import Logger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sam_algos import AESAM, SAM, AELookSAM, Method
+from sam_algos import AESAM, ESAM, SAM, AELookSAM, Method, MomentumSAM
 from tests.trainer.matrix_cases import BATCH_SIZE, ENTRIES, STEPS, Entry, Images, Texts, network, transformer
-from tests.trainer.training import AlgorithmOn, memory, same, trainer
+from tests.trainer.training import AlgorithmOn, memory, passes, same, trainer
 
 METHODS: dict[str, Method] = {
     "SAM": SAM(),
     "AESAM": AESAM(lambda_1=0.5, lambda_2=0.5),
     "AELookSAM": AELookSAM(lambda_1=0.5, lambda_2=0.5),
     "SAM(ascent_fraction=0.5)": SAM(ascent_fraction=0.5),
+    "ESAM": ESAM(),
+    "MomentumSAM": MomentumSAM(rho=0.1),
 }
-"""One method for each way of deciding and of using the gradients; six steps see both decisions."""
+"""One for each way of deciding, and for each kind of passes; six steps see both decisions."""
 
 TABLE = Path(__file__).parents[2] / "COMPATIBILITY.md"
 
@@ -126,28 +128,28 @@ def observe(name: str, method: str | None) -> Observed:
     return seen
 
 
-def _shown_the_same(passes: list[Any], method: Method) -> bool:
-    """Whether the first pass saw what the second did; of a share of the samples, inputs and labels, not the draws."""
-    if method.ascent_fraction == 1 or len(passes) == 1:
-        return same(passes[0], passes[-1])
-    (few, *_), (values, *_) = passes
-    counts = [max(2, math.ceil(method.ascent_fraction * len(value))) for value in values]
-    return same(few, [value[:count] for value, count in zip(values, counts, strict=True)])
+def _shown_the_same(seen: list[Any], method: Method) -> bool:
+    """Whether all passes saw the same; where one runs on a share of the samples, inputs and labels, not the draws."""
+    whole = not method.composition().samples.selects
+    first, *others = seen if whole else [values for values, *_ in seen]
+    return all(same(first, other) for other in others)
 
 
 def problems(name: str, method: str) -> list[str]:
     """What a run with the method does to an algorithm that a run without does not."""
-    seen, plain = observe(name, method), observe(name, None)
+    seen, plain, used = observe(name, method), observe(name, None), METHODS[method]
+    more = seen.sharp * (passes(used) - 1)
     expected = {
-        event: count * (STEPS + seen.sharp) // STEPS if event in WITHIN_A_PASS else count
+        event: count * (STEPS + more) // STEPS if event in WITHIN_A_PASS else count
         for event, count in plain.applied.items()
     }
-    sharp = [STEPS] if isinstance(METHODS[method], SAM) else range(1, STEPS)
+    first_is_plain = int(isinstance(used, MomentumSAM))
+    sharp = range(1, STEPS) if isinstance(used, (AESAM, AELookSAM)) else [STEPS - first_is_plain]
     checks = {
         "trains": len(seen.passes) == STEPS,
         "takes the kinds of steps that it should": seen.sharp in sharp,
-        "runs a second pass on sharp steps": sum(len(passes) - 1 for passes in seen.passes) == seen.sharp,
-        "shows both passes the same": all(_shown_the_same(passes, METHODS[method]) for passes in seen.passes),
+        "runs its passes on sharp steps": sum(len(step) - 1 for step in seen.passes) == more,
+        "shows all passes the same": all(_shown_the_same(step, used) for step in seen.passes),
         "applies the algorithm once per pass, or once per step": dict(seen.applied) == expected,
         "ends the random streams where they end without": same(seen.streams, plain.streams),
         "leaves frozen weights alone": all(torch.equal(before, after) for before, after in seen.frozen),
@@ -162,21 +164,30 @@ def cell(name: str, method: str) -> str:
     except ValueError as error:
         if "one sharpness-aware method" in str(error):
             return "refused"
+        if "the loss of each sample" in str(error):
+            return "no loss of each sample"
         raise
     return "; ".join(f"not: {what}" for what in broken) or "works"
 
 
-def table() -> str:
+def written(name: str, method: str) -> str:
+    """What COMPATIBILITY.md says of them."""
+    row = next(line for line in TABLE.read_text().splitlines() if line.startswith(f"| {name} |"))
+    return row.split(" | ")[1 + list(METHODS).index(method)]
+
+
+def table(cell: Callable[[str, str], str] = cell) -> str:
     """COMPATIBILITY.md."""
     lines = [
         "# With the algorithms of Composer",
         "",
         "Written by `python -m tests.trainer.matrix`; a test compares it with a new run.",
         "",
-        '"Works" is a run of six steps on a tiny network in which both passes of every sharp step computed',
+        '"Works" is a run of six steps on a tiny network in which all passes of every sharp step computed',
         "their loss from the same inputs, labels, masks and random draws, what acts once per step did so,",
-        "and the random streams ended as without it. With `ascent_fraction` the first pass sees the first samples,",
-        "with the inputs and labels that they have in the second. Every other method acts at the same places.",
+        "and the random streams ended as without it. With `ascent_fraction` and ESAM a pass runs on some of the",
+        "samples, with the inputs and labels that they have in the others; dropout draws for them anew. Momentum-SAM",
+        "has one pass. Every other method acts at the same places.",
         "",
         f"| algorithm | {' | '.join(METHODS)} | |",
         f"|---|{'---|' * len(METHODS)}---|",

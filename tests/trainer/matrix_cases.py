@@ -41,9 +41,9 @@ class Entry:
 _IMAGES = "Once per sample, before the passes."
 _BATCH = "Once per batch, before the passes."
 _SURGERY = "Surgery on the network, before training."
-_DRAWS = "In both passes, with the same draws."
+_DRAWS = "In all passes, with the same draws."
 _AVERAGES = "Averages the clean weights."
-_TEXT_SURGERY = "Surgery on the network, before training; tried on BERT."
+_TEXT_SURGERY = "Surgery on the network, before training; tried on BERT, whose loss is that of the batch."
 _LOW_PRECISION = "Surgery on the network, before training; no effect in float32."
 
 ENTRIES: dict[str, Entry] = {
@@ -54,7 +54,7 @@ ENTRIES: dict[str, Entry] = {
     "blurpool": Entry(lambda: ca.BlurPool(min_channels=1), _SURGERY),
     "channels_last": Entry(ca.ChannelsLast, _SURGERY),
     "colout": Entry(lambda: ca.ColOut(p_row=0.25, p_col=0.25), _BATCH),
-    "cutmix": Entry(ca.CutMix, _DRAWS),
+    "cutmix": Entry(ca.CutMix, f"{_DRAWS} ESAM needs `interpolate_loss=False`, the default."),
     "cutout": Entry(lambda: ca.CutOut(length=0.5), _BATCH),
     "ema": Entry(lambda: ca.EMA(half_life="2ba"), _AVERAGES),
     "factorize": Entry(
@@ -62,7 +62,8 @@ ENTRIES: dict[str, Entry] = {
     ),
     "gated_linear_units": Entry(ca.GatedLinearUnits, _TEXT_SURGERY, text=True),
     "ghost_batchnorm": Entry(
-        lambda: ca.GhostBatchNorm(ghost_batch_size=2), f"{_SURGERY} `ascent_fraction` must leave a ghost batch."
+        lambda: ca.GhostBatchNorm(ghost_batch_size=2),
+        f"{_SURGERY} `ascent_fraction` and ESAM must leave ghost batches.",
     ),
     "gradient_clipping": Entry(
         lambda: ca.GradientClipping("norm", 0.2),
@@ -70,15 +71,15 @@ ENTRIES: dict[str, Entry] = {
     ),
     "gyro_dropout": Entry(
         lambda: ca.GyroDropout(sigma=4, tau=2),
-        "In both passes, with the same masks. `ascent_fraction` draws others, and must leave a multiple of `tau`.",
+        "In all passes, with the same masks. `ascent_fraction` and ESAM draw others, for a multiple of `tau` samples.",
         quiet="GyroDropout is not implemented in a way that allows correct resumption",
     ),
-    "label_smoothing": Entry(ca.LabelSmoothing, "In both passes, from the same labels."),
+    "label_smoothing": Entry(ca.LabelSmoothing, "In all passes, from the same labels."),
     "layer_freezing": Entry(lambda: ca.LayerFreezing(freeze_start=0.0), "Frozen weights are not perturbed either."),
     "low_precision_groupnorm": Entry(ca.LowPrecisionGroupNorm, _LOW_PRECISION, quiet="Low Precision GroupNorm only"),
     "low_precision_layernorm": Entry(ca.LowPrecisionLayerNorm, _LOW_PRECISION, quiet="Low Precision LayerNorm only"),
-    "mixup": Entry(ca.MixUp, _DRAWS),
-    "no_op_model": Entry(ca.NoOpModel, "Its one weight is perturbed like any other."),
+    "mixup": Entry(ca.MixUp, f"{_DRAWS} ESAM needs `interpolate_loss=False`, the default."),
+    "no_op_model": Entry(ca.NoOpModel, "Its one weight is perturbed like any other; its loss is that of the batch."),
     "progressive_resizing": Entry(lambda: ca.ProgressiveResizing(delay_fraction=0.0, size_increment=2), _BATCH),
     "randaugment": Entry(ca.RandAugment, _IMAGES),
     "sam": Entry(ca.SAM, "Refused: a run takes one sharpness-aware method.", quiet="SAM has known issues"),
@@ -88,12 +89,14 @@ ENTRIES: dict[str, Entry] = {
         quiet="Cannot split tensor of length 2",
     ),
     "seq_length_warmup": Entry(
-        lambda: ca.SeqLengthWarmup(duration=0.8, min_seq_length=2, max_seq_length=8, step_size=2), _BATCH, text=True
+        lambda: ca.SeqLengthWarmup(duration=0.8, min_seq_length=2, max_seq_length=8, step_size=2),
+        f"{_BATCH} Tried on BERT, whose loss is that of the batch.",
+        text=True,
     ),
     "squeeze_excite": Entry(lambda: ca.SqueezeExcite(latent_channels=2, min_channels=4), _SURGERY),
     "stochastic_depth": Entry(
         lambda: ca.StochasticDepth("ResNetBottleneck", drop_rate=0.5),
-        "In both passes, with the same draws. `ascent_fraction` draws others.",
+        "In all passes, with the same draws. `ascent_fraction` and ESAM draw others.",
     ),
     "swa": Entry(
         lambda: ca.SWA(swa_start="0.2dur", swa_end="0.8dur", update_interval="1ba", schedule_swa_lr=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import composer.algorithms as ca
@@ -20,15 +21,26 @@ from tests.trainer.training import AlgorithmOn, by_hand, classifier, fit, loader
 HALF = SAM(ascent_fraction=0.5)
 
 
-class Spy(AlgorithmOn):
-    """Copies what the loss is computed from, pass after pass."""
+class Spy:
+    """Notes what a model's forward and its loss are given, pass after pass."""
 
-    def __init__(self) -> None:
-        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
-        super().__init__(
-            Event.AFTER_LOSS,
-            lambda state: self.seen.append(tuple(t.detach().clone() for t in (*state.batch, state.outputs))),
-        )
+    def __init__(self, model: ComposerClassifier) -> None:
+        self.inputs: list[Tensor] = []
+        self.labels: list[list[Tensor]] = []
+        self.losses: list[float] = []
+        model.module.register_forward_pre_hook(lambda _, args: self._begin(args[0]))
+        vars(model)["loss"] = functools.partial(self._loss, model.loss)
+
+    def _begin(self, x: Tensor) -> None:
+        self.inputs.append(x.detach().clone())
+        self.labels.append([])
+
+    def _loss(self, loss: Any, outputs: Tensor, batch: Any, **options: Any) -> Tensor:
+        assert len(outputs) == len(batch[0]) == len(batch[1])
+        self.labels[-1].append(batch[1].clone())
+        value = loss(outputs, batch, **options)
+        self.losses.append(value.item())
+        return value
 
 
 @pytest.mark.parametrize("method", [HALF, ASAM(ascent_fraction=0.3), SAM(interval=2, ascent_fraction=0.5)], ids=str)
@@ -41,9 +53,10 @@ def test_the_trainer_takes_the_steps_of_a_hand_written_loop(method: Method) -> N
 
 
 def test_every_microbatch_is_narrowed() -> None:
-    spy, used = Spy(), SAM(ascent_fraction=0.5, interval=2)
-    fit(spy, used, model=classifier(), data=loader(8), device_train_microbatch_size=4, max_duration="2ba")
-    assert [len(x) for x, _, _ in spy.seen] == [2, 2, 4, 4, 4, 4]
+    model, used = classifier(), SAM(ascent_fraction=0.5, interval=2)
+    spy = Spy(model)
+    fit(used, model=model, data=loader(8), device_train_microbatch_size=4, max_duration="2ba")
+    assert [len(x) for x in spy.inputs] == [2, 2, 4, 4, 4, 4]
 
 
 class Noise(nn.Module):
@@ -67,60 +80,29 @@ class Noise(nn.Module):
 )
 @pytest.mark.parametrize("layer", [nn.Identity, Noise])
 def test_a_sample_has_one_input_and_one_label_in_both_passes(algorithms: list[Any], layer: type[nn.Module]) -> None:
-    spy, used = Spy(), [make() for make in algorithms]
-    fit(*used, spy, HALF, model=classifier(layer()), data=loader(8), device_train_microbatch_size=4)
-    passes = list(zip(spy.seen[::4] + spy.seen[1::4], spy.seen[2::4] + spy.seen[3::4], strict=True))
-    assert len(passes) == 2 * 12
-    for (x, y, _), (every_x, every_y, _) in passes:
-        assert len(x) * 2 == len(every_x)
-        assert torch.equal(x, every_x[: len(x)])
-        assert torch.equal(y, every_y[: len(y)])
+    model = classifier(layer())
+    spy = Spy(model)
+    fit(*[make() for make in algorithms], HALF, model=model, data=loader(8), device_train_microbatch_size=4)
+    assert len(spy.inputs) == 2 * 2 * 12
+    for first in range(0, len(spy.inputs), 4):
+        for few, every in ((first, first + 2), (first + 1, first + 3)):
+            assert len(spy.inputs[few]) * 2 == len(spy.inputs[every])
+            assert torch.equal(spy.inputs[few], spy.inputs[every][: len(spy.inputs[few])])
+            assert same(spy.labels[few], [y[: len(y) // 2] for y in spy.labels[every]])
 
 
-class Rebuilds(Algorithm):
-    """Makes a tensor as long as the microbatch before the first forward pass of a step, and looks at it later on."""
+def test_algorithms_see_whole_microbatches_and_outputs_at_every_event() -> None:
+    seen: list[tuple[int, int]] = []
+    in_a_pass = [Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.BEFORE_LOSS, Event.AFTER_LOSS, Event.AFTER_BACKWARD]
 
-    def __init__(self) -> None:
-        self.made: Any = None
-        self.later: list[int] = []
+    def look(state: State) -> None:
+        seen.append((len(state.batch[0]), len(state.outputs)))
 
-    def match(self, event: Event, state: State) -> bool:
-        return event in (Event.BATCH_START, Event.BEFORE_FORWARD, Event.BEFORE_LOSS, Event.BATCH_END)
-
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        if event == Event.BATCH_START:
-            self.made = None
-        elif event == Event.BEFORE_FORWARD and self.made is None:
-            self.made = {"of each": (torch.ones(4),)}
-        else:
-            self.later.append(len(self.made["of each"][0]))
-
-
-def test_what_an_algorithm_made_of_the_batch_is_narrowed_in_that_pass_only() -> None:
-    algorithm = Rebuilds()
-    fit(algorithm, HALF, model=classifier(), max_duration="1ba")
-    assert algorithm.later == [2, 4, 4, 4], "before the loss; before the second pass and its loss; at the end"
-
-
-class Averages(Algorithm):
-    """Makes a new tensor from its last one before each forward pass; it is as long as a microbatch by chance."""
-
-    def __init__(self) -> None:
-        self.average = torch.ones(4)
-        self.found: list[int] = []
-
-    def match(self, event: Event, state: State) -> bool:
-        return event == Event.BEFORE_FORWARD
-
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        self.found.append(len(self.average))
-        self.average = 0.9 * self.average
-
-
-def test_what_an_algorithm_goes_on_with_is_whole_for_the_next_microbatch() -> None:
-    algorithm = Averages()
-    fit(algorithm, HALF, model=classifier(), data=loader(8), device_train_microbatch_size=4, max_duration="2ba")
-    assert algorithm.found == [4] * 8
+    algorithms = [AlgorithmOn(event, look) for event in in_a_pass]
+    settings = {"data": loader(8), "device_train_microbatch_size": 4, "max_duration": "1ba"}
+    fit(*algorithms, HALF, model=classifier(), **settings)
+    assert seen[0] == (4, 0), "nothing was run yet"
+    assert seen[1:] == [(4, 4)] * (4 * len(in_a_pass) - 1)
 
 
 class SwitchedOn(ca.MixUp):
@@ -158,26 +140,6 @@ def test_a_failed_pass_leaves_the_batch_whole(failing: int) -> None:
         run.fit()
     hook.remove()
     assert len(run.state.batch[0]) == 8
-
-
-class Remembers(Algorithm):
-    """Has a tensor of its own that is as long as a batch by chance, and reads it before each forward pass."""
-
-    def __init__(self) -> None:
-        self.kept = torch.ones(4)
-        self.found: list[int] = []
-
-    def match(self, event: Event, state: State) -> bool:
-        return event in (Event.BEFORE_FORWARD, Event.BEFORE_LOSS)
-
-    def apply(self, event: Event, state: State, logger: Logger) -> None:
-        self.found.append(len(self.kept))
-
-
-def test_what_an_algorithm_did_not_make_of_the_batch_is_left_alone() -> None:
-    algorithm = Remembers()
-    fit(algorithm, HALF, model=classifier())
-    assert set(algorithm.found) == {4}
 
 
 class CountsSamples(Metric):
@@ -251,7 +213,7 @@ class OnMappings(ComposerClassifier):
         return {}
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
-        self.names.append(list(batch["name"]))
+        self.keep(list(batch["name"]))
         return self.module(batch["x"])
 
     def loss(self, outputs: Tensor, batch: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -260,13 +222,14 @@ class OnMappings(ComposerClassifier):
 
 def test_mappings_and_lists_of_strings_are_narrowed() -> None:
     model = OnMappings(nn.Linear(6, 3), num_classes=3)
-    model.names = []
+    names: list[list[str]] = []
+    model.keep = names.append
     fit(HALF, model=model, data=DataLoader(Texts(), batch_size=4), max_duration="1ba")
-    assert model.names == [["0", "1"], ["0", "1", "2", "3"]]
+    assert names == [["0", "1"], ["0", "1", "2", "3"]]
 
 
 def test_loss_logged_is_that_of_the_samples_of_the_first_pass() -> None:
-    spy = Spy()
-    run = fit(spy, HALF, model=classifier(), loggers=InMemoryLogger())
-    losses = [nn.functional.cross_entropy(outputs, y).item() for _, y, outputs in spy.seen[::2]]
-    assert logged(run, "loss/train/total") == pytest.approx(losses, rel=1e-6)
+    model = classifier()
+    spy = Spy(model)
+    run = fit(HALF, model=model, loggers=InMemoryLogger())
+    assert logged(run, "loss/train/total") == pytest.approx(spy.losses[::2], rel=1e-6)

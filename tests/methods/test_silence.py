@@ -1,0 +1,300 @@
+"""Nothing wrong in silence: what a closure, a wrap or a part gets wrong is refused, and refused unharmed."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sam_algos import (
+    ASAM,
+    SAM,
+    Ascent,
+    Descent,
+    LookSAM,
+    Method,
+    Perturbation,
+    Reuse,
+    SharpGradient,
+    SharpnessAware,
+    Update,
+)
+from sam_algos.core import tensors
+from sam_algos.core.displacement import SMALL
+from tests.cases import (
+    Closure,
+    distance,
+    each_method,
+    make_batches,
+    make_model,
+    reads_losses,
+    same,
+    snapshot,
+    steps,
+    wrap,
+)
+
+
+def refused(optimizer: Any, closure: Any, error: Any, match: str) -> None:
+    """The step is refused, and leaves weights, state and memory as they were."""
+    model = optimizer._passes.model()
+    before = snapshot(model, optimizer)
+    with pytest.raises(error, match=match):
+        optimizer.step(closure)
+    assert same(snapshot(model, optimizer), before)
+
+
+@each_method
+def test_a_closure_that_returns_nothing_is_refused(method: Method) -> None:
+    model = make_model("mlp")
+    optimizer = wrap(method, model)
+    closure = Closure(model, optimizer, make_batches(1)[0])
+    refused(optimizer, lambda *samples: (closure(*samples), None)[1], TypeError, "returned None.*`return loss`")
+
+
+@each_method
+def test_a_closure_without_backward_is_refused(method: Method) -> None:
+    model = make_model("mlp")
+    optimizer = wrap(method, model)
+    losses = Closure(model, optimizer, make_batches(1)[0]).losses
+    refused(
+        optimizer,
+        lambda *samples: losses(*samples).mean(),
+        (RuntimeError, TypeError),
+        r"loss\.backward\(\)|mean\(\) and backward\(\)",
+    )
+
+
+@each_method
+def test_a_step_without_a_closure_is_refused_where_something_would_move(method: Method) -> None:
+    model = make_model("mlp")
+    optimizer = wrap(method, model)
+    list(steps(model, optimizer, make_batches(1)))
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 0.0})
+    refused(optimizer, None, TypeError, r"optimizer\.step\(closure\)")
+
+
+@each_method
+def test_gradients_accumulated_before_the_step_are_refused(method: Method) -> None:
+    """All microbatches but the last backward before the step, as loops without a closure do."""
+    ends = []
+    for accumulated in (True, False):
+        model = make_model("mlp")
+        optimizer = wrap(method, model)
+        batches = make_batches(4)
+        list(steps(model, optimizer, batches[:2]))
+        optimizer.zero_grad()
+        if accumulated:
+            Closure(model, torch.optim.SGD(model.parameters()), batches[2])()
+        losses = Closure(model, optimizer, batches[3]).losses
+        if not reads_losses(optimizer):
+            if accumulated:
+                closure = lambda *samples: ((loss := losses(*samples).mean()).backward(), loss)[1]  # noqa: B023, E731
+                refused(optimizer, closure, RuntimeError, "held gradients when .* began")
+            continue
+        optimizer.step(losses)  # a closure that returns losses leaves zeroing to the step
+        ends.append(snapshot(model, optimizer))
+    assert not ends or same(*ends)
+
+
+class Forgetful(Closure):
+    """Zeroes no gradients."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.optimizer = types.SimpleNamespace(zero_grad=lambda **_: None)
+
+
+@pytest.mark.parametrize("name", ["mlp", "dropout"])
+@pytest.mark.parametrize("method", [SAM(), SAM(interval=2), LookSAM(k=2), SAM(ascent_fraction=0.5)], ids=str)
+def test_a_closure_that_forgets_to_zero_trains_as_one_that_does(method: Method, name: str) -> None:
+    ends = []
+    for kind in (Closure, Forgetful):
+        model = make_model(name)
+        optimizer = wrap(method, model)
+        torch.manual_seed(3)
+        for batch in make_batches(6):
+            optimizer.step(kind(model, optimizer, batch))
+        ends.append(snapshot(model, optimizer))
+    assert same(*ends)
+
+
+class Sometimes(nn.Module):
+    """Uses one of two layers, as a batch says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.turn = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)]), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[self.turn % 2](x)
+
+
+@pytest.mark.parametrize("after", [None, True, False], ids=["", "and after the step", "and after it in place"])
+@pytest.mark.parametrize("method", [SAM(), LookSAM(k=2), LookSAM(k=3)], ids=str)
+def test_zeroing_in_place_trains_as_removing_also_where_parameters_are_unused(method: Method, after: bool) -> None:
+    ends = []
+    for inside in (True, False):
+        torch.manual_seed(0)
+        model = Sometimes()
+        optimizer = wrap(method, model)
+        for turn, batch in enumerate(make_batches(7)):
+            model.turn = turn // 2
+            optimizer.step(Closure(model, optimizer, batch, set_to_none=inside))
+            if after is not None and not inside:
+                optimizer.zero_grad(set_to_none=after)
+        ends.append(snapshot(model, optimizer))
+    assert same(*ends)
+
+
+def test_a_model_that_does_not_own_the_parameters_is_refused() -> None:
+    model, head = make_model("mlp"), nn.Linear(3, 1)
+    base = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.1)
+    with pytest.raises(ValueError, match=r"SAM.wrap\(model=Sequential\(...\)\): model must own .*; 2 of 8 are not"):
+        SAM().wrap(base, model=model)
+    SAM().wrap(base, model=nn.ModuleList([model, head]))
+
+
+def test_the_error_about_wrapping_twice_is_short() -> None:
+    model = make_model("mlp")
+    with pytest.raises(ValueError, match="already sharpness-aware") as error:
+        SAM().wrap(wrap(SAM(), model), model=model)
+    assert len(str(error.value)) < 200
+
+
+def test_the_closure_of_composers_trainer_is_refused() -> None:
+    """Its optimizer was wrapped by hand, and the Trainer knows nothing of a second pass."""
+    model = make_model("mlp")
+    optimizer = wrap(SAM(), model)
+    closure = lambda: Closure(model, optimizer, make_batches(1)[0])()  # noqa: E731
+    closure.__module__ = "composer.trainer.trainer"
+    refused(optimizer, closure, TypeError, r"Trainer\(optimizers=optimizer, algorithms=\[SAM")
+
+
+def test_numpy_numbers_train_as_pythons_and_are_saved_as_them() -> None:
+    ends = []
+    for rho, interval in ((0.1, 2), (np.float64(0.1), np.int64(2))):
+        model = make_model("mlp")
+        optimizer = wrap(SAM(rho=rho, interval=interval), model)
+        list(steps(model, optimizer, make_batches(4)))
+        ends.append(snapshot(model, optimizer))
+    assert same(*ends)
+    assert repr(SAM(rho=np.float64(0.1))) == repr(SAM(rho=0.1))
+
+
+class Remembers(Perturbation):
+    """Climbs along what it remembers, or along the gradient, and remembers the other or the same object."""
+
+    buffers = ("mine",)
+    reads_gradient = True
+
+    def ascend(self, step: Any) -> Ascent:
+        kept = step.recall("mine")
+        direction = kept or step.gradient
+        return Ascent(direction, tensors.reciprocal(direction.norm()), remember={"mine": kept or step.gradient})
+
+
+class RemembersTheGradient(Perturbation):
+    """Hands the loop's own gradient over to be climbed along, and remembers it as well."""
+
+    buffers = ("mine",)
+
+    def ascend(self, step: Any) -> Ascent:
+        g = step.gradient
+        return Ascent(g, tensors.reciprocal(g.norm()), remember={"mine": g})
+
+
+@dataclass(frozen=True, repr=False)
+class RemembersTheUpdate(Descent):
+    """Remembers the very gradient that the base optimizer gets."""
+
+    buffers = ("mine",)
+
+    def sharp(self, step: Any, g_s: Any) -> Update:
+        return Update(g_s, {"mine": g_s})
+
+
+def in_place(optimizer: Any, model: nn.Module) -> None:
+    """Clip and zero in place, as code around the step may."""
+    optimizer.register_step_pre_hook(lambda *_: (nn.utils.clip_grad_norm_(model.parameters(), 1e-6), None)[1])
+    optimizer.register_step_post_hook(lambda *_: optimizer.zero_grad(set_to_none=False))
+
+
+def gradients(model: nn.Module, batch: Any) -> list[Tensor]:
+    return list(torch.autograd.grad(Closure(model, torch.optim.SGD(model.parameters()), batch).losses().mean(),
+                                    list(model.parameters())))  # fmt: skip
+
+
+@pytest.mark.parametrize("descent", [SharpGradient(), Reuse()], ids=str)
+@pytest.mark.parametrize("part", [Remembers, RemembersTheGradient])
+def test_what_a_perturbation_remembers_is_unharmed_by_climbing_clipping_and_zeroing(
+    part: type[Perturbation], descent: Descent
+) -> None:
+    """Whether the displaced weights take the direction's own memory, as they do where that is large, or not."""
+    model = nn.Sequential(nn.Linear(6, SMALL), nn.Linear(SMALL, 3), nn.LayerNorm(3))
+    optimizer = wrap(SharpnessAware(perturbation=part(rho=0.5), descent=descent), model)
+    in_place(optimizer, model)
+    for batch in make_batches(3):
+        kept = [optimizer.state[p]["mine"].clone() for p in model.parameters() if "mine" in optimizer.state[p]]
+        expected = kept if kept and part is Remembers else gradients(model, batch)
+        optimizer.step(Closure(model, optimizer, batch))
+        found = [optimizer.state[p]["mine"] for p in model.parameters()]
+        assert same(found, expected)
+
+
+def test_what_a_descent_remembers_is_what_the_base_optimizer_was_given_before_clipping() -> None:
+    model = make_model("mlp")
+    optimizer = wrap(SharpnessAware(descent=RemembersTheUpdate()), model)
+    in_place(optimizer, model)
+    given: list[Tensor] = []
+    optimizer._passes.finish = lambda: given.extend(p.grad.clone() for p in model.parameters())
+    for batch in make_batches(3):
+        given.clear()
+        optimizer.step(Closure(model, optimizer, batch))
+        assert same([optimizer.state[p]["mine"] for p in model.parameters()], given)
+
+
+@dataclass(frozen=True, repr=False)
+class ReadsLate(Descent):
+    """Reads the plain gradient without having said so."""
+
+    def sharp(self, step: Any, g_s: Any) -> Update:
+        return Update(step.gradient)
+
+
+def test_reading_a_gradient_that_was_overwritten_is_an_error() -> None:
+    model = make_model("mlp")
+    for perturbation in (SAM().parts().perturbation, SAM(p=3.0).parts().perturbation, ASAM().parts().perturbation):
+        optimizer = wrap(SharpnessAware(perturbation=perturbation, descent=ReadsLate()), model)
+        closure = Closure(model, optimizer, make_batches(1)[0])
+        refused(optimizer, closure, RuntimeError, "declares reads_gradient = True")
+
+
+MAKES: dict[str, Callable[[], Tensor]] = {"expanded": lambda: torch.ones(()).expand(3, 4), "a view": lambda: X[:3]}
+X = torch.ones(5, 4)
+
+
+@pytest.mark.parametrize("made", MAKES)
+@pytest.mark.parametrize("method", [SAM(), ASAM(), LookSAM(k=1), LookSAM(k=3)], ids=str)
+def test_gradients_set_by_hand_may_share_their_elements(method: Method, made: str) -> None:
+    ends = []
+    for make in (MAKES[made], lambda: torch.ones(3, 4)):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3, bias=False)
+        optimizer = wrap(method, model)
+
+        def closure(model: nn.Linear = model, make: Any = make) -> float:
+            model.weight.grad = make()
+            return 1.0
+
+        for _ in range(4):
+            optimizer.step(closure)
+        ends.append(model)
+    assert distance(*ends) == 0.0
+    assert torch.equal(X, torch.ones(5, 4)), "what is somebody else's is not written into"

@@ -1,0 +1,99 @@
+"""Nothing wrong in silence: autocast, clipping and aliases of weights around a step are seen by both passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sam_algos import AESAM, SAM, LookSAM, Method
+from tests.cases import Closure, distance, make_batches, make_model, same, snapshot, wrap
+
+
+def under_autocast(method: Method | None, around: bool, count: int = 5) -> nn.Module:
+    model = make_model("mlp")
+    optimizer = wrap(method, model, "sgd")
+    for batch in make_batches(count):
+        closure = Closure(model, optimizer, batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=around):
+            if around:
+                optimizer.step(closure)
+        if not around:
+
+            def inside(closure: Closure = closure) -> Tensor:
+                with torch.autocast("cpu", torch.bfloat16):
+                    return closure()
+
+            optimizer.step(inside)
+    return model
+
+
+@pytest.mark.parametrize("method", [SAM(rho=2.0), LookSAM(rho=2.0, k=2)], ids=str)
+def test_autocast_around_the_step_is_autocast_inside_the_closure(method: Method) -> None:
+    """It keeps weights in half precision, and the second pass must not see those of the first."""
+    ours = under_autocast(method, around=True)
+    assert distance(ours, under_autocast(method, around=False)) == 0.0
+    assert distance(ours, under_autocast(None, around=True)) > 1e-3
+
+
+def test_clipping_before_the_base_step_acts_once_and_on_the_final_gradient() -> None:
+    """Decisions and the logged norm see the unclipped one."""
+    clipped, free = (make_model("mlp") for _ in range(2))
+    lengths: list[float] = []
+    runs = []
+    for model, limit in ((clipped, 1e-3), (free, None)):
+        optimizer = wrap(AESAM(delta=0.5, lambda_1=0.0, lambda_2=0.0), model, "sgd")
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0 if limit is None else 1e-9
+
+        def clip(*_: Any, model: nn.Module = model, limit: float | None = limit) -> None:
+            if limit is not None:
+                lengths.append(float(nn.utils.clip_grad_norm_(model.parameters(), limit)))
+
+        optimizer.register_step_pre_hook(clip)
+        runs.append([])
+        for batch in make_batches(8):
+            optimizer.step(Closure(model, optimizer, batch))
+            runs[-1].append((optimizer.metrics["sam/applied"], optimizer.metrics["sam/grad_norm"]))
+    assert len(lengths) == 8
+    assert min(lengths) > 1e-3
+    for (sharp, norm), (free_sharp, free_norm) in zip(*runs, strict=True):
+        assert sharp == free_sharp
+        assert norm == pytest.approx(free_norm, rel=1e-4)
+    assert {sharp for sharp, _ in runs[0]} == {0.0, 1.0}
+
+
+class Alias(nn.Module):
+    """Reads a weight through another name: a parameter outside the optimizer, or a buffer that is a view of it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.linspace(1, 2, 6))
+        if kind == "parameter":
+            self.b = nn.Parameter(torch.empty(6), requires_grad=False)
+            self.b.data = self.a.data
+        elif kind == "buffer":
+            self.register_buffer("b", self.a.data.view(2, 3))
+        else:
+            self.register_buffer("b", self.a.data[1:4])
+        self.kind, self.same = kind, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        expected = {"parameter": self.a, "buffer": self.a.view(2, 3), "part": self.a[1:4]}[self.kind]
+        assert torch.equal(self.b, expected), "an alias that does not follow"
+        return x * self.a
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer", "part"])
+@pytest.mark.parametrize("method", [SAM(rho=0.5), LookSAM(rho=0.5, k=2)], ids=str)
+def test_aliases_of_a_weight_see_the_perturbation(method: Method, kind: str) -> None:
+    model = Alias(kind)
+    optimizer = method.wrap(torch.optim.SGD([model.a], lr=0.1), model=model)
+    before = snapshot(model)
+    for x, _ in make_batches(4):
+        optimizer.step(Closure(model, optimizer, (x, torch.zeros(len(x), 6))))
+    assert not same(snapshot(model), before)
+    assert optimizer.metrics["sam/fraction"] > 0
+    model(torch.ones(6))

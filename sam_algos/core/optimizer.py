@@ -122,10 +122,12 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         step, decision = Step(evaluation, self._memory["policy"]), Decision(False)
         try:
             decision = self._parts.policy.decide(step)
+            policy = _apart(decision.remember)
             update, remember = self._update(step, evaluation, decision)
+            remember = {axis: _apart(memory, update.gradient) for axis, memory in remember.items()}
             if self._finish(evaluation, update):
-                stepped = self._base_step(remember)
-                self._commit(evaluation, {"policy": decision.remember, **remember}, stepped)
+                stepped = self._base_step({"policy": policy, **remember})
+                self._commit(evaluation, {"policy": policy, **remember}, stepped)
             loss = evaluation.loss
         except Overflow:
             loss = self._finish(evaluation, None)
@@ -145,7 +147,8 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
                 ascent = perturbation.ascend(view)
             if ascent is None or not ascent.direction:
                 raise _NoDirection
-            remember["perturbation"] = ascent.remember
+            written = [ascent.direction] if ascent.disposable or ascent.direction.is_gradient else []
+            remember["perturbation"] = _apart(ascent.remember, *written)
             return ascent
 
         own = step.view(self._memory["descent"], synchronized=True)
@@ -207,7 +210,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
                 vector = memory[name]
                 for p, value in zip(vector.params, vector.values, strict=True):
                     if id(p) in stepped:
-                        self.state[p][name] = tensors.wrap_like(_apart(value, p.grad), p)
+                        self.state[p][name] = tensors.wrap_like(value, p)
         self._memory["step"] += 1
         self._memory["sharp"] += int(evaluation.climbed)
 
@@ -226,7 +229,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         }
         self._passes.log(self.metrics)
 
-    def _step_without_closure(self, closure: None | object) -> None:
+    def _step_without_closure(self, closure: object | None) -> None:
         """Step the base optimizer where nothing moves, and create the state that a step with a closure would have."""
         if closure is _REQUIRED or not self._stands_still():
             raise TypeError(
@@ -292,7 +295,14 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         return f"{self._parts!r} around {self.base_optimizer!r}"
 
 
-def _apart(value: Tensor, grad: Tensor | None) -> Tensor:
-    """A tensor that shares no memory with the gradient, which the program and the next closure may write into."""
-    there = None if grad is None else tensors.local(grad)
-    return value.clone() if there is not None and there.data_ptr() == value.data_ptr() else value
+def _apart(memory: Memory, *written: Vector) -> Memory:
+    """The same, with vectors that share no memory with gradients, or with what else will be written into."""
+    if not any(isinstance(value, Vector) for value in memory.values()):
+        return memory
+    taken = {value.data_ptr() for vector in written for value in vector.values}
+    return {name: _clone_of(value, taken) if isinstance(value, Vector) else value for name, value in memory.items()}
+
+
+def _clone_of(vector: Vector, taken: set[int]) -> Vector:
+    values = [v.clone() if vector.is_gradient or v.data_ptr() in taken else v for v in vector.values]
+    return Vector(vector.params, values)

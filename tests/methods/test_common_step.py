@@ -1,10 +1,9 @@
-"""The step as a user calls it: closures, groups, and gradients that are not finite."""
+"""The step as a user calls it: closures, groups, schedules and figures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -202,62 +201,3 @@ def test_own_radius_agrees_with_the_equations() -> None:
     references.train(theirs, batches, rule, references.sgd(0.05))
     list(steps(ours, SAM().wrap(torch.optim.SGD(groups, lr=0.05), model=ours), batches))
     assert distance(ours, theirs) <= 1e-12
-
-
-class Exploding(Closure):
-    """Gives gradients that are not finite from one of its calls on."""
-
-    def __init__(self, *args: Any, call: int, factor: float) -> None:
-        super().__init__(*args)
-        self.call, self.factor = call, factor
-        self.loss = lambda out, y: (out - y).square() * (factor if self.calls >= call else 1)
-
-
-def explode(optimizer: torch.optim.Optimizer, model: nn.Module, call: int, factor: float, count: int) -> int:
-    """Take steps until one has had such gradients; the number of its passes."""
-    for batch in make_batches(count):
-        before = snapshot(model, optimizer)
-        closure = Exploding(model, optimizer, batch, call=call, factor=factor)
-        optimizer.step(closure)
-        if closure.calls >= call:
-            break
-    if optimizer._nonfinite == "skip":
-        assert same(snapshot(model, optimizer)["model"], before["model"])
-        assert same(snapshot(model, optimizer)["optimizer"], before["optimizer"])
-        assert optimizer.method_state_dict() == before["method"] | {"nonfinite": 1}
-    return closure.calls
-
-
-@each_method
-@pytest.mark.parametrize("factor", [math.nan, math.inf])
-@pytest.mark.parametrize("call", [1, 2], ids=["first pass", "second pass"])
-def test_skip_leaves_everything_but_the_count(method: Method, call: int, factor: float) -> None:
-    model = make_model("mlp")
-    optimizer = wrap(replace(method, nonfinite="skip"), model)
-    list(steps(model, optimizer, make_batches(2)))
-    call = min(call, second_pass(optimizer))
-    assert explode(optimizer, model, call, factor, count=20) >= call
-    assert optimizer.metrics["sam/nonfinite"] == 1
-    list(steps(model, optimizer, make_batches(3)))
-    assert all(p.isfinite().all() for p in model.parameters())
-
-
-@each_method
-@pytest.mark.parametrize("factor", [math.nan, math.inf])
-def test_pass_hands_it_on_but_statistics_stay_finite(method: Method, factor: float) -> None:
-    model = make_model("mlp")
-    optimizer = wrap(method, model, "sgd")
-    list(steps(model, optimizer, make_batches(2)))
-    before = optimizer.method_state_dict()
-    weights = snapshot(model)
-    explode(optimizer, model, 1, factor, count=1)
-    memory = optimizer.method_state_dict()
-    assert memory["step"] == 3
-    assert optimizer.metrics["sam/nonfinite"] == 1
-    assert all(math.isfinite(value) for value in memory["policy"].values() if isinstance(value, float))
-    assert not all(p.isfinite().all() for p in model.parameters())
-    if method.parts().policy.reads_gradient:
-        assert memory["policy"] == before["policy"]
-        model.load_state_dict(weights["model"], strict=False)
-        list(steps(model, optimizer, make_batches(2)))
-        assert all(math.isfinite(value) for value in optimizer.metrics.values())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,69 +16,14 @@ from torch.nn import functional as F
 from sam_algos import (
     SAM,
     Adaptive,
-    Descent,
-    GradientNorm,
-    Interval,
-    Parts,
     Perturbation,
     PNorm,
     Reuse,
-    SharpGradient,
-    Step,
     Vector,
 )
-from sam_algos.core.displacement import Displacement
-from sam_algos.core.evaluation import Evaluation, Surroundings
-from sam_algos.core.names import Name
-from sam_algos.core.passes import ClosurePasses
 from tests.cases import VARIANTS, Closure, make_batches, same, snapshot, wrap
+from tests.methods.observed import checked, draw, observed, radii, seeds, shapes, sizes
 from tests.references import dot, norm
-
-# Derandomised: the examples are the same on every machine, and a failure on one is a failure on all.
-checked = settings(max_examples=40, deadline=None, derandomize=True, database=None)
-
-shapes = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=4).filter(
-    lambda found: any(math.prod(shape) for shape in found)
-)
-seeds = st.integers(0, 10_000)
-radii = st.floats(1e-3, 10)
-sizes = st.floats(-12, 12).map(lambda e: 10**e)
-
-
-def observed(
-    params: list[Tensor],
-    grads: list[Tensor],
-    names: Sequence[str] | None = None,
-    *,
-    index: int = 0,
-    total: int | None = None,
-    descent: Descent = SharpGradient(),  # noqa: B008
-    memory: Any = None,
-) -> Step:
-    """A step whose only pass leaves ``grads``."""
-
-    def closure() -> float:
-        for p, g in zip(params, grads, strict=True):
-            p.grad = g
-        return 0.0
-
-    called = [Name(name, None) for name in names or ["weight"] * len(params)]
-    around = Surroundings(
-        passes=ClosurePasses(nn.Module(), total),
-        parts=Parts(Interval(), PNorm(), descent),
-        names=lambda asked: [called[next(i for i, p in enumerate(params) if p is q)] for q in asked],  # pyright: ignore
-        displacement=Displacement(),
-        groups=lambda: [{"params": [p.requires_grad_() for p in params]}],
-        state=dict,
-        own_radii=False,
-    )
-    return Step(Evaluation(around, closure, index), memory or {})
-
-
-def draw(shapes: list[tuple[int, ...]], seed: int, size: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    new = lambda shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    return [new(s) for s in shapes], [size * new(s) for s in shapes]
 
 
 @torch.no_grad()
@@ -94,7 +39,7 @@ def epsilon(
 def remembered(params: list[Tensor], grads: list[Tensor], sharp: list[Tensor]) -> list[Tensor]:
     """LookSAM's direction after a sharp step."""
     step = observed(params, grads, descent=Reuse())
-    [direction] = Reuse().sharp(step, Vector(params, sharp)).remember.values()
+    [direction] = Reuse().sharp(step, Vector(step.params, sharp)).remember.values()
     return direction.values
 
 
@@ -168,58 +113,6 @@ def test_a_sharp_gradient_parallel_to_the_plain_one_gives_no_direction(shapes: A
         params, grads = ([x.to(dtype) for x in values] for values in draw(shapes, seed))
         direction = remembered(params, grads, [factor * g for g in grads])
         assert norm(direction) == 0
-
-
-def decisions(policy: GradientNorm, xs: list[float], scale: float = 1.0) -> list[bool]:
-    memory, sharp = policy.initial(), []
-    for t, x in enumerate(xs):
-        grads = [torch.tensor([scale * math.sqrt(x)], dtype=torch.float64)]
-        step = observed([torch.zeros(1).double()], grads, index=t, total=len(xs), memory=memory)
-        decision = policy.decide(step)
-        memory, sharp = decision.remember, [*sharp, decision.sharp]
-    return sharp
-
-
-norms = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40)
-
-
-@checked
-@given(norms, st.sampled_from([0.5, 0.9, 0.99]))
-def test_no_gradient_is_further_out_than_the_bound(xs: list[float], delta: float) -> None:
-    policy = GradientNorm(delta, variance=0.0)
-    memory = policy.initial()
-    for x in xs:
-        grads = [torch.tensor([math.sqrt(x)], dtype=torch.float64)]
-        memory = policy.decide(observed([torch.zeros(1).double()], grads, memory=memory)).remember
-        bound = math.sqrt(memory["variance"] / (1 - delta))
-        assert abs(x - memory["mean"]) <= bound * (1 + 1e-9)
-
-
-@checked
-@given(norms)
-def test_a_factor_beyond_the_bound_decides_alone(xs: list[float]) -> None:
-    """``1 / sqrt(1 - 0.9) = 3.162``. A first step at the initial mean of zero lies within it too."""
-    always, never = ({"lambda_1": c, "lambda_2": c} for c in (-3.163, 3.163))
-    assert all(decisions(GradientNorm(**always), xs))
-    assert not any(decisions(GradientNorm(**never), xs))
-
-
-def test_factors_just_within_the_bound_do_not_decide_alone() -> None:
-    leap = [1.0] * 200 + [1e6]
-    inside = {"lambda_1": 3.16, "lambda_2": 3.16}
-    assert decisions(GradientNorm(**inside), leap)[-1]
-    drop = [1e6] * 200 + [1e-3]
-    assert not decisions(GradientNorm(lambda_1=-3.0, lambda_2=-3.0), drop)[-1]
-
-
-@checked
-@given(norms, st.integers(-20, 20), st.floats(-3, 3), st.floats(-3, 3))
-def test_decisions_do_not_depend_on_the_scale_of_the_loss(
-    xs: list[float], power: int, first: float, last: float
-) -> None:
-    """For a power of two to the last bit, once the initial variance, which is absolute, has faded."""
-    policy = GradientNorm(lambda_1=first, lambda_2=last, variance=0.0)
-    assert decisions(policy, xs) == decisions(policy, xs, scale=2.0**power)
 
 
 def rescaled(tau: float) -> nn.Sequential:

@@ -119,7 +119,7 @@ def _set_numpy_state(state: Any) -> None:
 
 _NUMPY = _Twister(
     memory=_numpy_memory,
-    read=lambda: None if (numpy_random := _numpy_random()) is None else numpy_random.get_state(),
+    read=lambda: None if (numpy_random := _numpy_random()) is None else numpy_random.get_state(legacy=False),
     write=_set_numpy_state,
-    holds_reserve=lambda state: state is not None and bool(state[3]),
+    holds_reserve=lambda state: state is not None and bool(state["has_gauss"]),
 )

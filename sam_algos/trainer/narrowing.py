@@ -14,8 +14,9 @@ from composer.models import ComposerModel
 from torch import Tensor
 
 from sam_algos.core.passes import Pass
-from sam_algos.core.selection import EVERYTHING, Rows, Selection, map_tensors, sample_count
+from sam_algos.core.selection import sample_count
 from sam_algos.core.streams import RandomStreams
+from sam_algos.trainer.microbatch import Microbatch
 
 __all__ = ["Narrowing"]
 
@@ -35,7 +36,7 @@ class Narrowing:
     def __init__(self, state: State) -> None:
         self._state = state
         self._draws: list[RandomStreams] = []
-        self._microbatches: list[_Microbatch] = []
+        self._microbatches: list[Microbatch] = []
 
     @contextmanager
     def __call__(self, plan: Pass, *, first: bool) -> Iterator[None]:
@@ -82,74 +83,15 @@ class Narrowing:
         return sum(m.count for m in self._microbatches) / max(1, whole)
 
 
-class _Microbatch:
-    """One forward pass on some of a microbatch's samples.
-
-    Attributes:
-        size: How many samples it has.
-        count: How many of them are run.
-        weight: What the loss is to be multiplied by, as Composer weighs microbatches by their whole sizes.
-        losses: Of each sample, if asked for.
-    """
-
-    def __init__(self, batch: Any, selection: Selection, offset: int) -> None:
-        self.whole = batch
-        self.size = sample_count(batch)
-        self.weight = 1.0
-        self.losses: Tensor | None = None
-        self.outputs: tuple[Any, Any] = (None, None)  # whole and narrow
-        self.loss: Any = None
-        rows = selection.rows(self.size) if not isinstance(selection, Rows) else _within(selection, offset, self.size)
-        if isinstance(selection, Rows):
-            self.weight = len(rows) * selection.size / (self.size * len(selection.indices))
-        self.count = len(range(*rows.indices(self.size))) if isinstance(rows, slice) else len(rows)
-        self.rows: Any = rows
-        self._of_the_loss: _Fixed | None = None
-        if self.count < 2 and isinstance(rows, Tensor):  # BatchNorm needs two, and a pass of nobody still has to run
-            chosen = rows.tolist()
-            others = [i for i in range(min(2, self.size)) if i not in chosen]
-            run = sorted([*chosen, *others[: 2 - len(chosen)]])
-            self.rows = torch.tensor(run)
-            self._of_the_loss = _Fixed(torch.tensor([run.index(i) for i in chosen])) if chosen else None
-        self._select = None if selection is EVERYTHING else _Fixed(self.rows)
-
-    def narrow(self, batch: Any) -> Any:
-        """The chosen samples of a batch."""
-        return batch if self._select is None else self._select(batch)
-
-    def widen(self, outputs: Any) -> Any:
-        """Outputs with a row for each sample."""
-        if self._select is None or not (isinstance(outputs, Tensor) and outputs.ndim):
-            whole = outputs
-        else:
-            whole = outputs.new_zeros((self.size, *outputs.shape[1:]))
-            whole[self.rows] = outputs
-        self.outputs = whole, outputs
-        return whole
-
-    def of_the_loss(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
-        """Outputs and batch without the samples that ran for company."""
-        if (chosen := self._of_the_loss) is None:
-            return outputs, batch
-        return chosen(outputs), chosen(batch)
-
-    def narrow_outputs(self, outputs: Any) -> Any:
-        """Outputs without the rows that were not run; as the model made them, where nobody changed them."""
-        whole, narrow = self.outputs
-        if outputs is whole:
-            return narrow
-        return map_tensors(outputs, lambda t: t[self.rows] if len(t) == self.size else t)
-
-
 class _Inner:
     """What happens to the model within one pass."""
 
-    def __init__(self, plan: Pass, microbatches: list[_Microbatch]) -> None:
+    def __init__(self, plan: Pass, microbatches: list[Microbatch]) -> None:
         self._plan = plan
         self._microbatches = microbatches
 
     @property
-    def _now(self) -> _Microbatch:
+    def _now(self) -> Microbatch:
         return self._microbatches[-1]
 
     def algorithm(self) -> Algorithm:
@@ -162,7 +104,7 @@ class _Inner:
 
     def _before_forward(self, state: State) -> None:
         offset = sum(m.size for m in self._microbatches)
-        self._microbatches.append(_Microbatch(state.batch, self._plan.selection, offset))
+        self._microbatches.append(Microbatch(state.batch, self._plan.selection, offset))
         state.batch = self._now.narrow(state.batch)
         torch.set_grad_enabled(self._plan.gradient)
 
@@ -174,8 +116,9 @@ class _Inner:
     def _before_backward(self, state: State) -> None:
         if self._plan.losses and state.loss is not self._now.loss:
             raise ValueError(
-                "ESAM needs the loss of each sample, and an algorithm changed the loss after the model had computed it, "
-                "as MixUp(interpolate_loss=True) and CutMix(interpolate_loss=True) do; interpolate the labels instead."
+                "ESAM needs the loss of each sample, and an algorithm changed the loss after the model had computed "
+                "it, as MixUp(interpolate_loss=True) and CutMix(interpolate_loss=True) do; interpolate the labels "
+                "instead."
             )
 
     def loss(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -188,7 +131,7 @@ class _Inner:
                 now.losses = _loss_of_each(original, outputs, batch)
             if self._plan.gradient:
                 loss = original(outputs, batch, *args, **kwargs)
-                now.loss = loss if now.weight == 1 else map_tensors_of(loss, lambda t: t * now.weight)
+                now.loss = loss if now.weight == 1 else _of_each_loss(loss, lambda t: t * now.weight)
             else:
                 device = now.losses.device if now.losses is not None else None
                 now.loss = torch.zeros((), device=device, requires_grad=True)  # for a backward pass of nothing
@@ -216,16 +159,6 @@ class _Inner:
 _METHODS = ("loss", "eval_forward", "update_metric")
 
 
-class _Fixed(Selection):
-    """Given rows of a batch of any size that has them."""
-
-    def __init__(self, rows: slice | Tensor) -> None:
-        self._rows = rows
-
-    def rows(self, size: int) -> slice | Tensor:
-        return self._rows
-
-
 class _On(Algorithm):
     """Something to do at some events."""
 
@@ -239,19 +172,13 @@ class _On(Algorithm):
         self._actions[event](state)
 
 
-def _within(selection: Rows, offset: int, size: int) -> Tensor:
-    """The chosen rows that lie in a microbatch, counted from its first."""
-    chosen = selection.indices
-    return chosen[(chosen >= offset) & (chosen < offset + size)] - offset
-
-
-def map_tensors_of(loss: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def _of_each_loss(loss: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """A loss as Composer takes it, a tensor or a tuple or dictionary of them, with ``function`` of each."""
     if isinstance(loss, Tensor):
         return function(loss)
     if isinstance(loss, dict):
-        return {key: map_tensors_of(value, function) for key, value in loss.items()}
-    return type(loss)(map_tensors_of(value, function) for value in loss)
+        return {key: _of_each_loss(value, function) for key, value in loss.items()}
+    return type(loss)(_of_each_loss(value, function) for value in loss)
 
 
 @torch.no_grad()
@@ -267,8 +194,8 @@ def _loss_of_each(loss: Callable[..., Any], outputs: Any, batch: Any) -> Tensor:
 
 
 _NEEDS_REDUCTION = (
-    "ESAM needs the loss of each sample: the model's loss(outputs, batch, reduction='none') has to return a tensor with "
-    "one row for each, as ComposerClassifier's does with torch's own losses."
+    "ESAM needs the loss of each sample: the model's loss(outputs, batch, reduction='none') has to return a tensor "
+    "with one row for each, as ComposerClassifier's does with torch's own losses."
 )
 
 

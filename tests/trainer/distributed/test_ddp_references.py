@@ -17,10 +17,10 @@ from tests.trainer.distributed.tasks import BATCH, OPTIONS, STEPS, dense, sample
 NAMES = ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"]
 ORACLES = ("sam", "asam", "looksam", "aesam", "aelooksam")
 SYNCHRONIZED = {  # of each pass of a sharp step
-    **dict.fromkeys(("sam", "asam", "sssam", "samon"), [False, True]),
-    **dict.fromkeys(("looksam", "aesam", "aelooksam", "friendlysam"), [True, True]),
-    "esam": [False, True, True],  # the second is forward only
-    "momentumsam": [True],
+    **dict.fromkeys(("sam", "asam", "sssam", "samon"), (False, True)),
+    **dict.fromkeys(("looksam", "aesam", "aelooksam", "friendlysam"), (True, True)),
+    "esam": (False, True, True),  # the second is forward only
+    "momentumsam": (True,),
 }
 ADAPTIVE = {"rho": 0.5, "eta": 0.01, "normalize_bias": False, "scope": "element"}
 
@@ -110,7 +110,7 @@ def test_asam_climbs_by_its_own_half(found: Found) -> None:
 def test_only_an_ascent_gradient_is_left_unsynchronised(found: Found, name: str, scenario: str) -> None:
     for rank in found("ddp", 2, f"{scenario}-{name}"):
         sharp = rank["sharp"] if scenario == "loop" else [m["sam/applied"] for m in rank["metrics"]]
-        passes = [SYNCHRONIZED[name] if s else [True] for s in sharp]
+        passes = [SYNCHRONIZED[name] if s else (True,) for s in sharp]
         assert rank["synced"] == [synced for step in passes for synced in step]
 
 

@@ -1,0 +1,91 @@
+"""Some of a microbatch's samples, where the model is to be given these only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam_algos.core.selection import EVERYTHING, Rows, Selection, map_tensors, sample_count
+
+__all__ = ["Microbatch"]
+
+
+class Microbatch:
+    """One forward pass on some of a microbatch's samples.
+
+    Attributes:
+        size: How many samples it has.
+        count: How many of them count; one alone, or nobody, runs in company.
+        rows: Which of them run.
+        weight: What the loss is to be multiplied by, as Composer weighs microbatches by their whole sizes.
+        losses: Of each sample, if asked for.
+    """
+
+    def __init__(self, batch: Any, selection: Selection, offset: int) -> None:
+        self.whole = batch
+        self.size = sample_count(batch)
+        self.weight = 1.0
+        self.losses: Tensor | None = None
+        self.outputs: tuple[Any, Any] = (None, None)  # whole and narrow
+        self.loss: Any = None
+        rows: Any
+        if isinstance(selection, Rows):
+            rows = _within(selection, offset, self.size)
+            self.weight = len(rows) * selection.size / (self.size * len(selection.indices))
+        else:
+            rows = selection.rows(self.size)
+        self.count = len(range(*rows.indices(self.size))) if isinstance(rows, slice) else len(rows)
+        self._of_the_loss: _Fixed | None = None
+        if self.count < 2 and isinstance(rows, Tensor):  # BatchNorm needs two, and a pass of nobody still has to run
+            chosen = rows.tolist()
+            others = [i for i in range(min(2, self.size)) if i not in chosen]
+            run = sorted([*chosen, *others[: 2 - len(chosen)]])
+            rows = torch.tensor(run)
+            self._of_the_loss = _Fixed(torch.tensor([run.index(i) for i in chosen])) if chosen else None
+        self.rows = rows
+        self._select = None if selection is EVERYTHING else _Fixed(self.rows)
+
+    def narrow(self, batch: Any) -> Any:
+        """The chosen samples of a batch."""
+        return batch if self._select is None else self._select(batch)
+
+    def widen(self, outputs: Any) -> Any:
+        """Outputs with a row for each sample."""
+        if self._select is None or not (isinstance(outputs, Tensor) and outputs.ndim):
+            whole = outputs
+        else:
+            whole = outputs.new_zeros((self.size, *outputs.shape[1:]))
+            whole[self.rows] = outputs
+        self.outputs = whole, outputs
+        return whole
+
+    def of_the_loss(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
+        """Outputs and batch without the samples that ran for company."""
+        if (chosen := self._of_the_loss) is None:
+            return outputs, batch
+        return chosen(outputs), chosen(batch)
+
+    def narrow_outputs(self, outputs: Any) -> Any:
+        """Outputs without the rows that were not run; as the model made them, where nobody changed them."""
+        whole, narrow = self.outputs
+        if outputs is whole:
+            return narrow
+        return map_tensors(outputs, lambda t: t[self.rows] if len(t) == self.size else t)
+
+
+class _Fixed(Selection):
+    """Given rows of a batch of any size that has them."""
+
+    def __init__(self, rows: slice | Tensor) -> None:
+        self._rows = rows
+
+    def rows(self, size: int) -> slice | Tensor:
+        return self._rows
+
+
+def _within(selection: Rows, offset: int, size: int) -> Tensor:
+    """The chosen rows that lie in a microbatch, counted from its first."""
+    chosen = selection.indices
+    return chosen[(chosen >= offset) & (chosen < offset + size)] - offset

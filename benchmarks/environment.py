@@ -29,6 +29,7 @@ _CHANGING = ("sessions", "copy_gb_per_s", "commit")  # what may differ when a me
 def restart_if_unprepared(arguments: Sequence[str], threads: int) -> None:
     """Start this process again, once, with what has to be set when it starts; what the user has set stays."""
     wanted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    wanted["KINETO_LOG_LEVEL"] = "5"  # the profiler complains of every device that is not there
     if sys.platform == "linux":
         wanted |= {name: value for name, value in _MALLOC.items() if name not in os.environ}
     if all(os.environ.get(name) == value for name, value in wanted.items()):

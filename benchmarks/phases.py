@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.contenders import Contender
@@ -113,7 +114,8 @@ class Ranges:
             torch.cuda.synchronize()
         self._step.__exit__(None, None, None)
         self._profiler.__exit__(None, None, None)
-        self._readings.append(_seconds(self._profiler.events() or []))
+        # As the profiler's own list of events takes much longer to make than the step.
+        self._readings.append(phase_seconds(self._profiler.profiler.kineto_results.events()))
 
     def drain(self) -> list[dict[str, float]]:
         """What was read since the last call."""
@@ -121,24 +123,27 @@ class Ranges:
         return readings
 
 
-def _seconds(events: Sequence[Any]) -> dict[str, float]:
-    host = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
-    spans = [Span(e.name, e.time_range.start, e.time_range.end) for e in host if e.name in _NAMES]
-    own = _on_device(host, spans) if torch.cuda.is_available() else own_times(spans)
-    phases = {phase: own.get(_PREFIX + phase, 0.0) / 1e6 for phase in PHASES}
-    whole = sum(span.end - span.start for span in spans if span.name == _STEP) / 1e6
+def phase_seconds(events: Sequence[Any]) -> dict[str, float]:
+    """The seconds of each phase, from all that a profiler saw of one step."""
+    host = [event for event in events if event.device_type() == DeviceType.CPU]
+    spans = [Span(event.name(), event.start_ns(), event.end_ns()) for event in host if event.name() in _NAMES]
+    kernels = [event for event in events if event.device_type() == DeviceType.CUDA and not event.is_user_annotation()]
+    own = _on_device(host, kernels, spans) if kernels else own_times(spans)
+    phases = {phase: own.get(_PREFIX + phase, 0) / 1e9 for phase in PHASES}
+    whole = sum(span.end - span.start for span in spans if span.name == _STEP) / 1e9
     return {**phases, REST: whole - sum(phases.values())}
 
 
-def _on_device(host: Iterable[Any], spans: Sequence[Span]) -> dict[str, float]:
-    """Microseconds of the kernels by the innermost range in which they were launched, by whatever thread."""
-    found: dict[str, float] = {}
-    for event in host:
-        moment = event.time_range.start
-        within = [span for span in spans if span.start <= moment < span.end]
-        if within and event.kernels and event.name not in _NAMES:
-            name = max(within, key=lambda span: span.start).name
-            found[name] = found.get(name, 0.0) + sum(kernel.duration for kernel in event.kernels)
+def _on_device(host: Sequence[Any], kernels: Sequence[Any], spans: Sequence[Span]) -> dict[str, int]:
+    """Nanoseconds of the kernels by the innermost range in which they were launched, by whatever thread."""
+    launched = {event.correlation_id(): event.start_ns() for event in host if event.linked_correlation_id() == 0}
+    found: dict[str, int] = {}
+    for kernel in kernels:
+        moment = launched.get(kernel.linked_correlation_id())
+        within = [span for span in spans if moment is not None and span.start <= moment < span.end]
+        if within:
+            name = max(within, key=lambda span: (span.start, -span.end)).name
+            found[name] = found.get(name, 0) + kernel.duration_ns()
     return found
 
 

@@ -100,7 +100,7 @@ def summarize_cost(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def summarize_phases(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By contender, median milliseconds of the ``step``, of one that is ``profiled``, and of the latter's ``phases``."""
+    """By contender, median milliseconds of the ``step``, of a ``profiled`` one and of the latter's ``phases``."""
     return {
         name: {
             "step": 1e3 * statistics.median(table["samples"][name]["wall"]),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _OVERWRITING = ("copy_", "zero_", "fill_")  # in place, but what was there is not read
 
@@ -58,12 +58,6 @@ def count(step: Callable[[], Any]) -> Traffic:
     with Traffic() as traffic:
         step()
     return traffic
-
-
-def uncounted(function: Callable[[], Any]) -> Any:
-    """Run ``function`` outside of whatever counts."""
-    with _disable_current_modes():
-        return function()
 
 
 def _arguments(func: Any, args: tuple, kwargs: dict[str, Any]) -> Iterable[tuple[Any, Any]]:

@@ -38,11 +38,7 @@ def settings(args: Namespace) -> dict[str, Any]:
 
 
 def measure(args: Namespace, result: Result) -> None:
-    """Train what has not been trained yet, one seed of every variant after the other.
-
-    Raises:
-        BenchmarkError: If something is wrong with the recipe, the methods or the values.
-    """
+    """Train what has not been trained yet, one seed of every variant after the other."""
     chosen = dict(variants(args.recipe_path, **{k: v for k, v in settings(args).items() if k != "recipe"}))
     first, *_ = [make(()) for make in chosen.values()]  # all, so that what is wrong with any is found now
     runs = result.data.setdefault("runs", [])

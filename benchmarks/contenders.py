@@ -7,7 +7,6 @@ momentum in a colder cache than in training.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,8 @@ from benchmarks.names import users_name
 from benchmarks.summary import AGAIN, FLOOR, FUSED, PLAIN
 from sam_algos import METHODS
 
-OURS, COMPOSER, POPULAR = "sam_algos", "Composer", "pytorch_optimizer"
+POPULAR = "pytorch_optimizer"
+_COMPOSER = "composer.algorithms.sam.sam"
 
 _STEPS = 10**9  # of the training that a bare loop is said to be part of
 
@@ -54,42 +54,45 @@ class Contender:
         name: What the tables call it.
         line: Which of its kin it stands on one line with in the plot, as users call it.
         package: Whose it is.
-        wrap: Makes the optimizer from the base optimizer and the model, for the bare loop.
-        algorithm: Makes the algorithm that does so in the Trainer; without it `wrap` serves there too.
+        wrap: Makes the optimizer from the base optimizer and the model.
+        method: The algorithm that does so in the Trainer; without it `wrap` serves there too.
         modes: The loops in which it can be used, or tells something; all if empty.
         essential: Whether it is compared on large models too.
-        reads_losses: Whether its closure gives a loss for each sample.
     """
 
     name: str
     line: str
     package: str
     wrap: Callable[[Optimizer, nn.Module], Any]
-    algorithm: Callable[[], Any] | None = None
+    method: Any = None
     modes: tuple[str, ...] = ()
     essential: bool = False
-    reads_losses: bool = False
+
+    @property
+    def reads_losses(self) -> bool:
+        """Whether its step asks the closure for the loss of each sample."""
+        composition = getattr(self.method, "composition", lambda: None)()
+        return bool(getattr(getattr(composition, "samples", None), "reads_losses", False))
 
 
 def contenders(base: Optimizer, *, mode: str, essential: bool) -> dict[str, Contender]:
-    """All whose steps are compared, by name.
+    """All whose steps are compared, by name, the baselines first.
 
     Args:
         base: The base optimizer; where it cannot be fused, that is not measured.
         mode: In which of `benchmarks.loops.WHERE`.
         essential: Leave out what only shows the line between no and all sharp steps.
-
-    Returns:
-        dict[str, Contender]: The baselines first.
     """
     found = [*_baselines(base), *_ours(), *_peers()]
     return {c.name: c for c in found if (c.essential or not essential) and (not c.modes or mode in c.modes)}
 
 
 def _baselines(base: Optimizer) -> Iterator[Contender]:
-    for name, wrap in {PLAIN: _as_it_is, AGAIN: _as_it_is, FUSED: lambda base, _: fused(base), FLOOR: Floor}.items():
-        if name != FUSED or fused(base) is not None:
-            yield Contender(name, name, "torch", wrap, essential=True)
+    plain, floor = (lambda base, _: base), lambda base, _: Floor(base)
+    quick = {FUSED: lambda base, _: fused(base)} if fused(base) is not None else {}
+    wraps = {PLAIN: plain, AGAIN: plain, **quick, FLOOR: floor}
+    for name, wrap in wraps.items():
+        yield Contender(name, name, "torch", wrap, essential=True)
 
 
 def _ours() -> Iterator[Contender]:
@@ -100,54 +103,23 @@ def _ours() -> Iterator[Contender]:
             yield Contender(
                 f"{cls.__name__}({label})",
                 f"{line}, {option}" if option in ("ascent_fraction", "synchronize") else line,
-                OURS,
-                partial(_wrapped, method),
-                lambda method=method: method,
+                "sam_algos",
+                lambda base, model, method=method: method.wrap(base, model=model, total_steps=_STEPS),
+                method,
                 modes=("ddp",) if option == "synchronize" else (),
                 essential=label in _ESSENTIAL or len(variants) == 1,
-                reads_losses=_reads_losses(method),
             )
-
-
-def _wrapped(method: Any, base: Optimizer, model: nn.Module) -> Any:
-    return method.wrap(base, model=model, total_steps=_STEPS)
-
-
-def _reads_losses(method: Any) -> bool:
-    """Whether a method asks its closure for the loss of each sample."""
-    composition = getattr(method, "composition", lambda: None)()
-    return bool(getattr(getattr(composition, "samples", None), "reads_losses", False))
 
 
 def _peers() -> Iterator[Contender]:
     for k in (1, 2, 10) if find_spec("composer") else ():
-        yield Contender(
-            f"Composer's SAM(interval={k})", "Composer's SAM", COMPOSER, partial(_composers, k),
-            partial(_composers_algorithm, k), essential=k == 1,
-        )  # fmt: skip
+        wrap = lambda base, _, k=k: import_module(_COMPOSER).SAMOptimizer(base, interval=k)  # noqa: E731
+        yield Contender(f"Composer's SAM(interval={k})", "Composer's SAM", "Composer", wrap, essential=k == 1)
     for k in (None, 1, 5) if find_spec(POPULAR) else ():
         line = f"{POPULAR}'s {'LookSAM' if k else 'SAM'}"
         name, options = (f"{line}(k={k})", {"k": k, "alpha": 0.1}) if k else (line, {})
-        wrap = partial(_populars, "LookSAM" if k else "SAM", options)
+        wrap = partial(FirstPassOutside, "LookSAM" if k else "SAM", options)
         yield Contender(name, line, POPULAR, wrap, modes=("bare", "ddp"), essential=k != 5)
-
-
-def _composers(interval: int, base: Optimizer, _: nn.Module) -> Any:
-    return import_module("composer.algorithms.sam.sam").SAMOptimizer(base, interval=interval)
-
-
-def _composers_algorithm(interval: int) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that its checkpoints cannot be resumed
-        return import_module("composer.algorithms").SAM(interval=interval)
-
-
-def _populars(cls: str, options: dict[str, Any], base: Optimizer, _: nn.Module) -> Any:
-    return FirstPassOutside(getattr(import_module(POPULAR), cls), base, rho=0.05, **options)
-
-
-def _as_it_is(base: Optimizer, _: nn.Module) -> Optimizer:
-    return base
 
 
 def fused(base: Optimizer) -> Optimizer | None:
@@ -183,9 +155,6 @@ class Delegate:
 class Floor(Delegate):
     """Two closures and one base step: what any SAM step has to do at least."""
 
-    def __init__(self, base: Optimizer, _: nn.Module) -> None:
-        super().__init__(base)
-
     def step(self, closure: Callable[..., Any]) -> Any:
         """Both passes and the step, and nothing in between."""
         closure = torch.enable_grad()(closure)
@@ -196,17 +165,12 @@ class Floor(Delegate):
 
 
 class FirstPassOutside(Delegate):
-    """An optimizer of pytorch_optimizer, whose caller runs the first pass.
+    """An optimizer of pytorch_optimizer, whose caller runs the first pass, and whose base shares another's state."""
 
-    Args:
-        cls: The optimizer's class.
-        base: It makes a base optimizer of its own like this one, which here shares this one's state.
-        **options: Its arguments.
-    """
-
-    def __init__(self, cls: Any, base: Optimizer, **options: Any) -> None:
+    def __init__(self, cls: str, options: dict[str, Any], base: Optimizer, _: nn.Module) -> None:
         groups = [{"params": group["params"]} for group in base.param_groups]
-        super().__init__(cls(groups, lambda params, **_: alike(base, params), **options))
+        make = getattr(import_module(POPULAR), cls)
+        super().__init__(make(groups, lambda params, **_: alike(base, params), rho=0.05, **options))
         self.inner.base_optimizer.state = base.state
 
     def step(self, closure: Callable[..., Any]) -> Any:

@@ -22,11 +22,7 @@ def settings(args: Namespace) -> dict[str, Any]:
 
 
 def measure(args: Namespace, result: Result) -> None:
-    """Measure every workload in every mode, and leave in ``result`` what was measured so far at any time.
-
-    Raises:
-        BenchmarkError: If something is wrong with the recipe.
-    """
+    """Measure every workload in every mode, and leave in ``result`` what was measured so far at any time."""
     for name, workload in workloads(args.workloads, args.recipe_path, args.overrides).items():
         for mode in args.modes:
             essential = workload.essential or mode == "ddp" or (args.quick and name != "recipe")
@@ -41,7 +37,7 @@ def fill(
     essential: bool = True, pick: Callable[[dict[str, Contender]], dict[str, Contender]] = dict,
     column: str = "samples", meter: Meter | None = None, seat: MakeSeat = Seat,
 ) -> None:  # fmt: skip
-    """Measure steps until there are enough of them in a table.
+    """Add to a column of a table until there are enough seconds and rounds in it.
 
     Args:
         table: What was measured before, and what is added to it.
@@ -55,9 +51,6 @@ def fill(
         column: Where in the table.
         meter: What to read of each step; default: its time.
         seat: Put around each contender's optimizer.
-
-    Raises:
-        BenchmarkError: If the contenders are not those that were measured before.
     """
     with closing(workload.make(mode)) as task:
         chosen = pick(contenders(task.optimizer, mode=mode, essential=essential))

@@ -28,7 +28,7 @@ _CHANGING = ("sessions", "copy_gb_per_s", "commit")  # what may differ when a me
 
 def restart_if_unprepared(arguments: Sequence[str], threads: int) -> None:
     """Start this process again, once, with what has to be set when it starts; what the user has set stays."""
-    wanted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    wanted = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     wanted["KINETO_LOG_LEVEL"] = "5"  # the profiler complains of every device that is not there
     if sys.platform == "linux":
         wanted |= {name: value for name, value in _MALLOC.items() if name not in os.environ}
@@ -102,12 +102,13 @@ def _cpu() -> str:
 def _gpu() -> str | None:
     """The device, with what its timings depend on."""
     import torch
+    from torch import version
 
     if not torch.cuda.is_available():
         return None
     limits = _output("nvidia-smi", "--query-gpu=power.limit,driver_version", "--format=csv,noheader", "--id=0")
     tf32 = f"TF32 in matmul {torch.backends.cuda.matmul.allow_tf32}, in cuDNN {torch.backends.cudnn.allow_tf32}"
-    return f"{torch.cuda.get_device_name()}, {limits or 'limits unknown'}, CUDA {torch.version.cuda}, {tf32}"
+    return f"{torch.cuda.get_device_name()}, {limits or 'limits unknown'}, CUDA {version.cuda}, {tf32}"
 
 
 def _version(package: str) -> str | None:

@@ -8,7 +8,7 @@ import time
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing
 from importlib.util import find_spec
 from typing import Any
 
@@ -143,7 +143,8 @@ def _weights(
 ) -> Tensor:
     """The weights after some steps on one batch; of those that are captured, the first half warms up."""
     torch.manual_seed(0)
-    with closing(workload.make("bare")) as task, torch.cuda.stream(torch.cuda.Stream()) if captured else nullcontext():
+    stream: Any = torch.cuda.Stream() if captured else None  # a capture needs another than the usual one
+    with closing(workload.make("bare")) as task, torch.cuda.stream(stream):
         contender = contenders(task.optimizer, mode="bare", essential=True)[name]
         model = through(task.network.train())
         optimizer = contender.wrap(task.optimizer, model)

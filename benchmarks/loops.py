@@ -58,18 +58,7 @@ MakeSeat = Callable[[Any], Any]
 def run(
     mode: str, task: Task, chosen: Mapping[str, Contender], rotation: Rotation, seat: MakeSeat = Seat
 ) -> None:  # fmt: skip
-    """Train a task, a step of each contender in turn, until the rotation has enough.
-
-    Args:
-        mode: In which loop, one of `WHERE`.
-        task: What is trained.
-        chosen: The contenders.
-        rotation: Says whose turn it is, and measures.
-        seat: Put around each contender's optimizer.
-
-    Raises:
-        BenchmarkError: If the loop cannot be run here.
-    """
+    """Train a task, a step of each contender in turn, until the rotation has enough."""
     if mode == "trainer":
         from benchmarks.trainer import trainer_loop
 

@@ -29,11 +29,7 @@ def settings(args: Namespace) -> dict[str, Any]:
 
 
 def measure(args: Namespace, result: Result) -> None:
-    """Time steps of every workload in every mode, then look into some.
-
-    Raises:
-        BenchmarkError: If something is wrong with the recipe.
-    """
+    """Time steps of every workload in every mode, then look into some, as a profiler takes time itself."""
     for name, workload in workloads(args.workloads, args.recipe_path, args.overrides).items():
         for mode in args.modes:
             table = result.data.setdefault(f"{name}/{mode}", {})
@@ -114,8 +110,8 @@ class Ranges:
             torch.cuda.synchronize()
         self._step.__exit__(None, None, None)
         self._profiler.__exit__(None, None, None)
-        # As the profiler's own list of events takes much longer to make than the step.
-        self._readings.append(phase_seconds(self._profiler.profiler.kineto_results.events()))
+        inner: Any = self._profiler.profiler  # whose own list of events takes much longer to make than a step
+        self._readings.append(phase_seconds(inner.kineto_results.events()))
 
     def drain(self) -> list[dict[str, float]]:
         """What was read since the last call."""

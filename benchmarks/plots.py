@@ -44,18 +44,10 @@ def _svg(draw: Callable[..., Figure], *what: Any) -> bytes:
 
 
 def _cost(table: dict[str, Any]) -> Figure:
-    summary = summarize_cost(table)
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _ratios(left, summary)
-    _over_floor(right, summary)
-    doubt = "" if summary["conclusive"] else f" (A/A {summary['a_a']:.3f}: no verdict)"
-    figure.suptitle(table["title"] + doubt)
-    return figure
-
-
-def _ratios(axes: Axes, summary: dict[str, Any]) -> None:
     """Each line of methods from no to all sharp steps, and the ideal line, which ends at the measured floor."""
+    summary = summarize_cost(table)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     axes.plot([1, 2], [1, summary["floor"]], color="black", linestyle=":", label="ideal: plain to floor")
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in summary["rows"].values():
@@ -70,23 +62,10 @@ def _ratios(axes: Axes, summary: dict[str, Any]) -> None:
             label=line, color=color(line), marker=_MARKERS.get(rows[0]["package"], "o"), markersize=4, linewidth=1,
             elinewidth=0.6, alpha=0.85, linestyle="--" if "," in line else "-",
         )  # fmt: skip
-    axes.set(xlabel="gradients per step", ylabel="time per step, plain = 1")
-    axes.legend(fontsize=7, frameon=False)
-
-
-def _over_floor(axes: Axes, summary: dict[str, Any]) -> None:
-    """What the first of each line that is sharp on every step takes above two closures and one base step."""
-    first: dict[str, float] = {}
-    for row in summary["rows"].values():
-        if row["over_floor"] is not None and row["gradients"] == 2 and row["package"] != "torch":
-            first.setdefault(row["line"], 100 * row["over_floor"])
-    lines = list(first)[::-1]
-    bars = axes.barh(lines, [first[line] for line in lines], color=[color(line) for line in lines])
-    axes.bar_label(bars, fmt="%.1f %%", fontsize=7, padding=2)
-    axes.set_xlabel("sharp step over the floor, %")
-    axes.tick_params(axis="y", labelsize=7)
-    axes.margins(x=0.15)
-    axes.axvline(0, color="black", linewidth=0.6)
+    doubt = "" if summary["conclusive"] else f" (A/A {summary['a_a']:.3f}: no verdict)"
+    axes.set(xlabel="gradients per step", ylabel="time per step, plain = 1", title=table["title"] + doubt)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
 
 
 def _phases(table: dict[str, Any]) -> Figure:

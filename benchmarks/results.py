@@ -65,17 +65,7 @@ def rounded(value: float) -> float:
 def open_result(
     path: Path, kind: str, settings: dict[str, Any], *, resume: bool = False, overwrite: bool = False
 ) -> Result:
-    """Begin a measurement, or go on with one.
-
-    Args:
-        path: Its file.
-        kind: One of `KINDS`.
-        settings: What is to be measured.
-        resume: Go on with the file if it is there.
-        overwrite: Replace the file if it is there.
-
-    Returns:
-        Result: With a session opened in its environment.
+    """Begin a measurement, or go on with one; a session is then opened in its environment.
 
     Raises:
         BenchmarkError: If the file is there and neither was asked for, or it cannot be gone on with.
@@ -96,15 +86,10 @@ def open_result(
 
 def _resumable(found: Result, wanted: Result) -> Result:
     changed = [key for key, value in wanted.settings.items() if value != found.settings.get(key)]
-    if found.kind != wanted.kind or changed:
-        raise BenchmarkError(
-            f"{found.path} was measured with other settings ({', '.join(changed)}); --overwrite replaces it"
-        )
     other = environment.differences(found.environment, wanted.environment)
-    if other:
-        raise BenchmarkError(
-            f"{found.path} was measured elsewhere ({', '.join(other)} differ); --overwrite replaces it"
-        )
+    if found.kind != wanted.kind or changed or other:
+        why = f"with other settings ({', '.join(changed)})" if not other else f"elsewhere ({', '.join(other)} differ)"
+        raise BenchmarkError(f"{found.path} was measured {why}; --overwrite replaces it")
     return found
 
 
@@ -116,17 +101,13 @@ def load_result(path: Path) -> Result:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise BenchmarkError(f"{path}: {reason}") from error
-    except json.JSONDecodeError as error:
-        raise BenchmarkError(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA or content.get("kind") not in KINDS:
-        raise BenchmarkError(f"{path}: not a result of python -m benchmarks (schema {SCHEMA})")
-    try:
-        return Result(path, **content)
-    except TypeError as error:
-        raise BenchmarkError(f"{path}: not a result of python -m benchmarks: {error}") from error
+        if content.pop("schema") == SCHEMA and content["kind"] in KINDS:
+            return Result(path, **content)
+    except OSError as error:
+        raise BenchmarkError(f"{path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass  # it is something else
+    raise BenchmarkError(f"{path}: not a result of python -m benchmarks (schema {SCHEMA})")
 
 
 def _json(content: Any, indent: str = "") -> str:

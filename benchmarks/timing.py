@@ -65,16 +65,9 @@ class Clock:
 
 
 class Rotation:
-    """Says whose turn it is, and keeps what complete rounds have measured.
+    """Says whose turn it is, and adds to the columns of ``samples`` what complete rounds have measured.
 
-    Args:
-        names: The contenders.
-        samples: What was measured before, which is added to: columns of numbers for each contender.
-        seconds: How much to measure in all.
-        rounds: How many rounds at least.
-        title: What to call it on the progress bar.
-        save: Called every few seconds.
-        meter: What to read of each step.
+    It has enough after that many ``seconds`` in all and ``rounds``, and calls ``save`` every few seconds.
     """
 
     def __init__(

@@ -23,21 +23,13 @@ _ENDLESS = "1000000000ba"
 
 
 def plain_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
-    """A recipe without its sharpness-aware method.
-
-    Raises:
-        BenchmarkError: If something is wrong with it.
-    """
+    """A recipe without its sharpness-aware method."""
     recipe = read_recipe(path, overrides)
     return replace(recipe, algorithms={key: value for key, value in recipe.algorithms.items() if key not in METHODS})
 
 
 def read_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
-    """A recipe as it is.
-
-    Raises:
-        BenchmarkError: If something is wrong with it.
-    """
+    """A recipe as it is; what is wrong with it is a `BenchmarkError`."""
     try:
         return load_recipe(path, overrides)
     except RecipeError as error:
@@ -45,11 +37,7 @@ def read_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
 
 
 def build(recipe: Recipe, folder: str) -> Run:
-    """Build a recipe's run with its files in a folder, and no checkpoints.
-
-    Raises:
-        BenchmarkError: If something is wrong with the recipe.
-    """
+    """Build a recipe's run with its files in a folder, and no checkpoints; what is wrong is a `BenchmarkError`."""
     try:
         quiet = replace(recipe, run_folder=f"{folder}/run", save_folder=None, progress_bar=False)
         return prepare(quiet, "benchmark")
@@ -114,10 +102,10 @@ class _Place:
     def make(cls, contender: Contender, state: State, logger: Logger, seat: Callable[[Any], Any]) -> _Place:
         """Let a contender set itself up in the Trainer, whose state is afterwards as it was."""
         before = tuple(state.optimizers), list(state.algorithms), state.scaler
-        if contender.algorithm is None:
+        algorithm = contender.method
+        if algorithm is None:
             optimizer: Any = contender.wrap(state.optimizers[0], state.model)
         else:
-            algorithm = contender.algorithm()
             state.algorithms = [*before[1], algorithm]
             for event in (Event.INIT, Event.AFTER_LOAD):
                 if algorithm.match(event, state):

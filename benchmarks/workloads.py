@@ -21,15 +21,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass
 class Task:
-    """A classifier that is ready to be trained.
-
-    Args:
-        network: Gives logits.
-        optimizer: The plain one, around which all contenders are put.
-        batches: Inputs and labels, without end.
-        dtype: That of autocast, in a loop written by hand; None for none.
-        trainer: Composer's Trainer around it, where there is one.
-    """
+    """A classifier with its plain optimizer, endless batches, autocast's dtype and, where there is one, its Trainer."""
 
     network: nn.Module
     optimizer: Optimizer
@@ -51,13 +43,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Workload:
-    """Something to train.
-
-    Args:
-        title: What the tables call it.
-        make: Builds it for a mode, one of `benchmarks.loops.WHERE`.
-        essential: Whether a step takes so long that only the essential contenders are compared.
-    """
+    """Builds a task for a mode; if ``essential``, a step takes so long that only such contenders are compared."""
 
     title: str
     make: Callable[[str], Task]
@@ -136,16 +122,7 @@ def _noise(network: nn.Module, shape: Sequence[int], classes: int, dtype: torch.
 
 
 def workloads(names: Sequence[str], recipe: Path, overrides: Sequence[str]) -> dict[str, Workload]:
-    """The workloads that were asked for, by name.
-
-    Args:
-        names: ``recipe`` and those in `NETWORKS`.
-        recipe: The recipe's file.
-        overrides: Changes to the recipe.
-
-    Raises:
-        BenchmarkError: If something is wrong with the recipe.
-    """
+    """The workloads that were asked for, by name: ``recipe`` and those in `NETWORKS`."""
     found: dict[str, Workload] = {}
     for name in names:
         if name == "recipe":

@@ -41,9 +41,8 @@ class Ranging(torch.optim.SGD):
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
         with record_function("sam/replay"):
             loss = closure()
-        with record_function("sam/ascent"):
-            with record_function("sam/norm"):
-                pass
+        with record_function("sam/ascent"), record_function("sam/norm"):
+            pass
         for phase in ("displace", "restore", "descent"):
             with record_function(f"sam/{phase}"):
                 pass
@@ -141,7 +140,8 @@ def test_a_method_that_is_not_known_here_is_measured_with_its_defaults(monkeypat
 
 
 def contender(reads_losses: bool) -> Contender:
-    return Contender("x", "x", "sam_algos", lambda base, _: base, reads_losses=reads_losses)
+    parts = SimpleNamespace(samples=SimpleNamespace(reads_losses=reads_losses))
+    return Contender("x", "x", "sam_algos", lambda base, _: base, SimpleNamespace(composition=lambda: parts))
 
 
 def test_closures_are_as_the_steps_want_them():

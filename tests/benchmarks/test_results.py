@@ -105,12 +105,10 @@ def test_wrong_arguments_are_one_line(arguments: list[str], message: str, capsys
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [("x", "not JSON"), ('{"schema": 1}', r"not a result of python -m benchmarks \(schema 2\)")]
-)
-def test_a_file_that_is_no_result_is_refused(tmp_path: Path, content: str, message: str):
+@pytest.mark.parametrize("content", ["x", "[1]", "{}", '{"schema": 1}'])
+def test_a_file_that_is_no_result_is_refused(tmp_path: Path, content: str):
     (tmp_path / "a.json").write_text(content)
-    with pytest.raises(BenchmarkError, match=message):
+    with pytest.raises(BenchmarkError, match=r"not a result of python -m benchmarks \(schema 2\)"):
         load_result(tmp_path / "a.json")
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-from benchmarks.contenders import Contender, contenders
-from benchmarks.loops import WHERE, MakeSeat, Seat, run
+from benchmarks.contenders import Contender, alike, contenders
+from benchmarks.loops import WHERE, MakeSeat, Seat, closure_for, run
 from benchmarks.results import BenchmarkError, Result
 from benchmarks.timing import Meter, Rotation
-from benchmarks.workloads import Workload, workloads
+from benchmarks.workloads import Task, Workload, workloads
 
 
 def settings(args: Namespace) -> dict[str, Any]:
@@ -54,6 +55,8 @@ def fill(
     """
     with closing(workload.make(mode)) as task:
         chosen = pick(contenders(task.optimizer, mode=mode, essential=essential))
+        table["left_out"] = {name: why for name, c in chosen.items() if (why := refusal(c, task))}
+        chosen = {name: c for name, c in chosen.items() if name not in table["left_out"]}
         samples = table.setdefault(column, {})
         if samples and samples.keys() != chosen.keys():
             raise BenchmarkError("the other implementations that are installed have changed; --overwrite starts anew")
@@ -69,3 +72,17 @@ def fill(
         )
         with closing(rotation):
             run(mode, task, chosen, rotation, seat)
+
+
+def refusal(contender: Contender, task: Task) -> str | None:
+    """Why a method takes no step here, as where it needs layers or a momentum that are not there; None if it does."""
+    if contender.method is None:
+        return None
+    model = copy.deepcopy(task.network)
+    inputs, labels = next(task.batches)
+    try:
+        optimizer = contender.wrap(alike(task.optimizer, model.parameters()), model)
+        optimizer.step(closure_for(contender, optimizer, task, model, (inputs[:8], labels[:8])))
+    except ValueError as error:
+        return str(error)
+    return None

@@ -58,21 +58,23 @@ def measure(args: Namespace, result: Result) -> None:
         if left <= 0:
             facts["Left out"][key] = "no time left: --resume goes on"
             continue
-        table = result.data.setdefault(key, {})
-        _measure(table, wanted[key], seconds=0.5 * left / (len(missing) - i), quick=args.quick, save=result.save)
+        seconds = 0.5 * left / (len(missing) - i)  # the profiler and building take the other half
+        try:
+            _measure(result.data.setdefault(key, {}), wanted[key], seconds, args.quick, result.save)
+        except RuntimeError as error:  # out of memory, above all
+            facts["Left out"][key] = _line(error)
     title = f"Compilation and graphs, {NETWORKS[0]}: the weights after {2 * _STEPS} steps of SAM, against eager ones"
     if title not in facts:
         facts[title] = graphs(synthetic(NETWORKS[0], tiny=args.quick))
     facts |= {} if facts["Left out"] else {"Left out": {"nothing": ""}}
 
 
-def _measure(
-    table: dict[str, Any], workload: Workload, *, seconds: float, quick: bool, save: Callable[[], None]
-) -> None:
+def _measure(table: dict[str, Any], workload: Workload, seconds: float, quick: bool, save: Callable[[], None]) -> None:
     fill(table, workload, "bare", seconds=0 if quick else seconds, rounds=2 if quick else 5, save=save)
     look(table, workload, "bare", rounds=1 if quick else 3, save=save)
     with closing(workload.make("bare")) as task:
-        table["synchronisations"] = synchronisations(task, contenders(task.optimizer, mode="bare", essential=True))
+        found = contenders(task.optimizer, mode="bare", essential=True)
+        table["synchronisations"] = synchronisations(task, {name: found[name] for name in table["samples"]})
     table["done"] = True
     save()
 
@@ -134,8 +136,12 @@ def _outcome(weights: Callable[[], Tensor], sharp: Tensor, plain: Tensor) -> str
     try:
         distance = float((weights() - sharp).norm() / (plain - sharp).norm())
     except Exception as error:  # whatever a compiler or a driver may say
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        return _line(error)
     return f"{'works' if distance < 0.1 else 'runs, and is WRONG'}: off by {distance:.2g} of SAM's effect"
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def _weights(

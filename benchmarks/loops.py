@@ -84,6 +84,7 @@ def steps(task: Task, model: nn.Module, chosen: Mapping[str, Contender], seat: M
     model.train()
 
     def take(name: str) -> tuple[Callable[[], Any], Callable[[], Mapping[str, float]]]:
+        task.optimizer.zero_grad()  # those of another contender's step
         closure = closure_for(chosen[name], seats[name], task, model, next(task.batches))
         return partial(seats[name].step, closure), seats[name].figures
 

@@ -69,6 +69,7 @@ def _cost(table: dict[str, Any]) -> Table:
         f"the same rounds, takes {summary['floor']:.3f} plain steps, so the ideal ratio at n gradients per step is "
         f"1 + {summary['floor'] - 1:.3f} (n - 1).",
         verdict(summary),
+        *(f"Left out: {name}. {why}" for name, why in table.get("left_out", {}).items()),
     ]
     header = ["", "gradients per step", "ms", "ratio to plain", "quartiles", "over the floor", *optional]
     return Table(table["title"], header, rows, notes)

@@ -19,13 +19,12 @@ class NoStep(torch.optim.SGD):
 
 def optimizer_side(method: Method, tensors: int, elements: int) -> Traffic:
     """A step whose passes only put gradients in place."""
-    model = nn.Module()
-    model.weights = nn.ParameterList(nn.Parameter(torch.ones(elements)) for _ in range(tensors))
+    model = nn.ParameterList(nn.Parameter(torch.ones(elements)) for _ in range(tensors))
     gradients = [[torch.ones(elements) for _ in range(tensors)] for _ in range(4)]
     optimizer = method.wrap(NoStep(model.parameters(), lr=0.1), model=model, total_steps=10)
 
     def closure() -> float:
-        for p, g in zip(model.weights, gradients.pop(), strict=True):
+        for p, g in zip(model, gradients.pop(), strict=True):
             p.grad = g
         return 1.0
 

@@ -96,9 +96,9 @@ def _phases(table: dict[str, Any], gb_per_s: float) -> Table:
     rounds = min(len(columns["pass"]) for columns in table["ranges"].values())
     least = 16 * table["parameters"] / gb_per_s / 1e6
     notes = [
-        f"Medians; of the phases, which a profiler sees, over {rounds} rounds. What is in none of them, with all that "
-        "an optimizer without ranges does, is the rest; all but passes and base step is outside. The 16 bytes per "
-        f"parameter that SAM has to move there at least are copied in {least:.3f} ms.",
+        f"Medians; of the phases over {rounds} rounds. What is in none of them, with all that an optimizer without "
+        "ranges does, is the rest; all but passes and base step is outside. The 16 bytes per parameter that SAM has "
+        f"to move there at least are copied in {least:.3f} ms.",
     ]
     header = ["ms", "step", "profiled", "outside", *PHASES, "rest"]
     return Table(f"{table['title']}: phases", header, rows, notes)

@@ -50,25 +50,14 @@ def from_recipe(recipe: Recipe) -> Task:
     folder = tempfile.TemporaryDirectory()
     trainer = build(replace(recipe, max_duration=_ENDLESS, scheduler=None, eval_interval=_ENDLESS), folder.name).trainer
     trainer.state.evaluators = []
-    trainer.state.callbacks.append(_Cleanup(folder))
     model: Any = trainer.state.model
-    return Task(model.module, trainer.state.optimizers[0], _batches(trainer.state), trainer=trainer)
+    return Task(model.module, trainer.state.optimizers[0], _batches(trainer.state), trainer=trainer, folder=folder)
 
 
 def _batches(state: State) -> Iterator[Batch]:
     while True:
         for batch in state.train_dataloader:  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
             yield state.device.batch_to_device(batch)
-
-
-class _Cleanup(Callback):
-    """Removes a folder when the Trainer is closed."""
-
-    def __init__(self, folder: tempfile.TemporaryDirectory[str]) -> None:
-        self._folder = folder
-
-    def post_close(self) -> None:
-        self._folder.cleanup()
 
 
 def trainer_of(task: Task, batches: Sequence[Batch], classes: int) -> Trainer:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,13 +22,14 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass
 class Task:
-    """A classifier with its plain optimizer, endless batches, autocast's dtype and, where there is one, its Trainer."""
+    """A classifier with its plain optimizer, endless batches, autocast's dtype, perhaps a Trainer and its folder."""
 
     network: nn.Module
     optimizer: Optimizer
     batches: Iterator[Batch]
     dtype: torch.dtype | None = None
     trainer: Any = None
+    folder: TemporaryDirectory[str] | None = None
 
     def loss(self, model: nn.Module, batch: Batch, reduction: str = "mean") -> Tensor:
         """Cross-entropy on a batch, by the network or what was put around it."""
@@ -39,6 +41,8 @@ class Task:
         """No more steps will be taken."""
         if self.trainer is not None:
             self.trainer.close()
+        if self.folder is not None:
+            self.folder.cleanup()
 
 
 @dataclass(frozen=True)

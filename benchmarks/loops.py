@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
 import math
 import multiprocessing
 import tempfile
@@ -15,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.contenders import Contender, Delegate
+from benchmarks.contenders import Contender, Delegate, contenders
 from benchmarks.results import BenchmarkError
 from benchmarks.timing import Rotation
 from benchmarks.workloads import Batch, Task
@@ -120,16 +122,28 @@ _STOP = -1
 
 def _ddp_loop(task: Task, chosen: Mapping[str, Contender], rotation: Rotation, seat: MakeSeat) -> None:
     """The bare loop on two processes, of which this one, rank 0, measures and says whose turn it is."""
-    if torch.cuda.is_available():  # the other process is a fork of this one, which CUDA does not survive
+    if torch.cuda.is_available():
         raise BenchmarkError("--modes ddp measures on CPUs, and this machine has a GPU: hide it")
+    batches = [next(task.batches) for _ in range(8)]
     with tempfile.TemporaryDirectory() as folder:
-        rank = partial(_ddp_rank, folder, task, chosen, seat)
-        other = multiprocessing.get_context("fork").Process(target=rank, args=(1, None))
+        # Not forked: one that has had other threads may then wait for ever.
+        other = multiprocessing.get_context("spawn").Process(
+            target=_other_rank, args=(folder, task.network, task.optimizer, batches, list(chosen), seat)
+        )
         other.start()
         try:
-            rank(0, rotation)
+            _ddp_rank(folder, task, chosen, seat, 0, rotation)
         finally:
             other.kill()  # nothing of it is needed any more, and it can wait for ever for its process group to end
+
+
+def _other_rank(
+    folder: str, network: nn.Module, optimizer: Any, batches: list[Batch], names: list[str], seat: MakeSeat
+) -> None:
+    network, optimizer = copy.deepcopy((network, optimizer))  # what is sent shares its memory
+    task = Task(network, optimizer, itertools.cycle(batches))
+    found = contenders(optimizer, mode="ddp", essential=False)
+    _ddp_rank(folder, task, {name: found[name] for name in names}, seat, 1, None)
 
 
 def _ddp_rank(

@@ -6,136 +6,176 @@ momentum in a colder cache than in training.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from composer.algorithms import SAM as ComposerSAM
-from composer.algorithms.sam.sam import SAMOptimizer as ComposerSAMOptimizer
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from benchmarks.seats import Contender, FirstPassOutside, Floor
-from sam_algos import AESAM, ASAM, METHODS, SAM, SSSAM, AELookSAM, LookSAM, Method
+from benchmarks.names import users_name
+from benchmarks.summary import AGAIN, FLOOR, FUSED, PLAIN
+from sam_algos import METHODS
 
-PLAIN, AGAIN, FUSED, FLOOR = "plain", "plain, again", "plain, fused=True", "floor"
-OURS, COMPOSER, POPULAR = "sam_algos", "Composer", "pytorch_optimizer"
+POPULAR = "pytorch_optimizer"
+_COMPOSER = "composer.algorithms.sam.sam"
 
-_ALWAYS, _NEVER = -1e9, 1e9  # thresholds of AE-SAM
 _STEPS = 10**9  # of the training that a bare loop is said to be part of
 
+_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # by what stands in the name's brackets
+    "sam": {
+        **{f"interval={k}": {"interval": k} for k in (1, 2, 5, 10)},
+        **{f"ascent_fraction={share:g}": {"ascent_fraction": share} for share in (0.25, 0.5)},
+        "synchronize=True": {"synchronize": True},
+    },
+    "sssam": {f"probability={p:g}": {"probability": p} for p in (0.0, 0.25, 0.5, 0.75, 1.0)},
+    "aesam": {
+        f"lambda={label}": {"lambda_1": c, "lambda_2": c}
+        for label, c in {"-inf": -1e9, "-1": -1.0, "-0.5": -0.5, "0": 0.0, "1": 1.0, "inf": 1e9}.items()
+    },
+    "looksam": {f"k={k}": {"k": k} for k in (1, 2, 5, 10)},
+    "aelooksam": {"lambda=1": {"lambda_1": 1.0, "lambda_2": 1.0}},
+}
+_ESSENTIAL = (
+    "interval=1", "ascent_fraction=0.25", "synchronize=True", "lambda=-inf", "lambda=inf", "k=1", "k=5",
+)  # fmt: skip
 
-def contenders(*, essential: bool, mode: str) -> dict[str, Contender]:
-    """All whose steps are compared, by name.
+
+@dataclass(frozen=True)
+class Contender:
+    """One implementation with its settings.
 
     Args:
-        essential: Leave out what only shows the line between no and all sharp steps.
-        mode: In which of `benchmarks.loops.LOOPS`.
-
-    Returns:
-        dict[str, Contender]: The baselines first.
+        name: What the tables call it.
+        line: Which of its kin it stands on one line with in the plot, as users call it.
+        package: Whose it is.
+        wrap: Makes the optimizer from the base optimizer and the model.
+        method: The algorithm that does so in the Trainer; without it `wrap` serves there too.
+        modes: The loops in which it can be used, or tells something; all if empty.
+        essential: Whether it is compared on large models too.
     """
-    found = _installed([*_baselines(), *_ours(), *_peers()])
+
+    name: str
+    line: str
+    package: str
+    wrap: Callable[[Optimizer, nn.Module], Any]
+    method: Any = None
+    modes: tuple[str, ...] = ()
+    essential: bool = False
+
+    @property
+    def reads_losses(self) -> bool:
+        """Whether its step asks the closure for the loss of each sample."""
+        composition = getattr(self.method, "composition", lambda: None)()
+        return bool(getattr(getattr(composition, "samples", None), "reads_losses", False))
+
+
+def contenders(base: Optimizer, *, mode: str, essential: bool) -> dict[str, Contender]:
+    """All whose steps are compared, by name, the baselines first.
+
+    Args:
+        base: The base optimizer; where it cannot be fused, that is not measured.
+        mode: In which of `benchmarks.loops.WHERE`.
+        essential: Leave out what only shows the line between no and all sharp steps.
+    """
+    found = [*_baselines(base), *_ours(), *_peers()]
     return {c.name: c for c in found if (c.essential or not essential) and (not c.modes or mode in c.modes)}
 
 
-def optimizer_sides() -> dict[str, Contender]:
-    """Those whose work between and after the passes is compared, by name; ``line`` is the kind of step."""
-    flat, reuse, refresh = "AESAM, flat", "LookSAM, reuse", "LookSAM, refresh"
-    found = _installed([
-        _method("SAM()", "SAM", SAM()),
-        _method("SAM(), again", "SAM", SAM()),
-        _composer("Composer's SAM", "SAM", 1),
-        _popular("SAM", "SAM"),
-        _method("ASAM()", "ASAM", ASAM()),
-        _popular("SAM(adaptive=True)", "ASAM", adaptive=True),
-        _method(refresh, refresh, LookSAM(k=1)),
-        _popular(refresh, refresh, k=1, alpha=0.1),
-        _method(reuse, reuse, LookSAM(k=_STEPS)),
-        _popular(reuse, reuse, k=_STEPS, alpha=0.1),
-        _method(flat, flat, AESAM(lambda_1=_NEVER, lambda_2=_NEVER)),
-    ])  # fmt: skip
-    return {c.name: c for c in found}
-
-
-def _installed(found: Iterable[Contender]) -> list[Contender]:
-    return [c for c in found if c.package != POPULAR or find_spec(POPULAR)]
-
-
-def _baselines() -> Iterator[Contender]:
-    for name, wrap in {PLAIN: _as_it_is, AGAIN: _as_it_is, FUSED: _fused, FLOOR: Floor}.items():
+def _baselines(base: Optimizer) -> Iterator[Contender]:
+    plain, floor = (lambda base, _: base), lambda base, _: Floor(base)
+    quick = {FUSED: lambda base, _: fused(base)} if fused(base) is not None else {}
+    wraps = {PLAIN: plain, AGAIN: plain, **quick, FLOOR: floor}
+    for name, wrap in wraps.items():
         yield Contender(name, name, "torch", wrap, essential=True)
 
 
 def _ours() -> Iterator[Contender]:
-    for k in (1, 2, 5, 10):
-        yield _method(f"SAM(interval={k})", "SAM, interval", SAM(interval=k), essential=k == 1)
-    for share in (0.25, 0.5):
-        method = SAM(ascent_fraction=share)
-        yield _method(f"SAM(ascent_fraction={share:g})", "SAM, ascent_fraction", method, essential=share == 0.25)
-    yield _method("SAM(synchronize=True)", "SAM, synchronize", SAM(synchronize=True), essential=True, modes=("ddp",))
-    for p in (0.0, 0.25, 0.5, 0.75, 1.0):
-        yield _method(f"SSSAM(probability={p:g})", "SSSAM, probability", SSSAM(probability=p))
-    for c in (_ALWAYS, -1.0, -0.5, 0.0, 1.0, _NEVER):
-        shift = {_NEVER: "inf", _ALWAYS: "-inf"}.get(c, f"{c:g}")
-        method = AESAM(lambda_1=c, lambda_2=c)
-        yield _method(f"AESAM(lambda={shift})", "AESAM, threshold", method, essential=abs(c) > 1)
-    for k in (1, 2, 5, 10):
-        yield _method(f"LookSAM(k={k})", "LookSAM, k", LookSAM(k=k), essential=k in (1, 5))
-    yield _method("AELookSAM(lambda=1)", "AELookSAM", AELookSAM(lambda_1=1.0, lambda_2=1.0))
-    yield _method("ASAM()", "ASAM", ASAM(), essential=True)
-    covered = (SAM, SSSAM, AESAM, LookSAM, AELookSAM, ASAM)
-    for cls in METHODS.values():
-        if cls not in covered:  # a new method is measured with its defaults until it has fractions here
-            yield _method(f"{cls.__name__}()", cls.__name__, cls())
+    for key, cls in METHODS.items():
+        variants = _VARIANTS.get(key, {"": {}})  # a new method is measured with its defaults
+        for label, options in variants.items():
+            method, line, option = cls(**options), users_name(key, cls.__name__), label.partition("=")[0]
+            yield Contender(
+                f"{cls.__name__}({label})",
+                f"{line}, {option}" if option in ("ascent_fraction", "synchronize") else line,
+                "sam_algos",
+                lambda base, model, method=method: method.wrap(base, model=model, total_steps=_STEPS),
+                method,
+                modes=("ddp",) if option == "synchronize" else (),
+                essential=label in _ESSENTIAL or len(variants) == 1,
+            )
 
 
 def _peers() -> Iterator[Contender]:
-    for k in (1, 2, 10):
-        yield _composer(f"Composer's SAM(interval={k})", "Composer's SAM, interval", k)
-    yield _popular("SAM", "pytorch_optimizer's SAM", essential=True)
-    for k in (1, 5):
-        line = "pytorch_optimizer's LookSAM"
-        yield _popular(f"LookSAM(k={k})", line, essential=k == 1, k=k, alpha=0.1)
+    for k in (1, 2, 10) if find_spec("composer") else ():
+        wrap = lambda base, _, k=k: import_module(_COMPOSER).SAMOptimizer(base, interval=k)  # noqa: E731
+        yield Contender(f"Composer's SAM(interval={k})", "Composer's SAM", "Composer", wrap, essential=k == 1)
+    for k in (None, 1, 5) if find_spec(POPULAR) else ():
+        line = f"{POPULAR}'s {'LookSAM' if k else 'SAM'}"
+        name, options = (f"{line}(k={k})", {"k": k, "alpha": 0.1}) if k else (line, {})
+        wrap = partial(FirstPassOutside, "LookSAM" if k else "SAM", options)
+        yield Contender(name, line, POPULAR, wrap, modes=("bare", "ddp"), essential=k != 5)
 
 
-def _method(name: str, line: str, method: Method, *, essential: bool = False, modes: tuple[str, ...] = ()) -> Contender:
-    def wrap(base: Optimizer, model: nn.Module) -> Optimizer:
-        return method.wrap(base, model=model, total_steps=_STEPS)
-
-    return Contender(name, line, OURS, wrap, lambda: method, essential=essential, modes=modes)
-
-
-def _composer(name: str, line: str, interval: int) -> Contender:
-    def algorithm() -> ComposerSAM:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns that its checkpoints cannot be resumed
-            return ComposerSAM(interval=interval)
-
-    def wrap(base: Optimizer, _: nn.Module) -> Optimizer:
-        return ComposerSAMOptimizer(base, interval=interval)
-
-    return Contender(name, line, COMPOSER, wrap, algorithm, essential=interval == 1)
+def fused(base: Optimizer) -> Optimizer | None:
+    """The same optimizer with ``fused=True`` and a state of its own; None where there is no such thing."""
+    if "fused" not in inspect.signature(type(base)).parameters:
+        return None
+    try:
+        return alike(base, [{"params": group["params"]} for group in base.param_groups], foreach=None, fused=True)
+    except (TypeError, ValueError, RuntimeError):  # not on this device, or not with these options
+        return None
 
 
-def _popular(what: str, line: str, *, essential: bool = False, **options: Any) -> Contender:
-    def wrap(base: Optimizer, _: nn.Module) -> FirstPassOutside:
-        module = import_module(POPULAR)
-        return FirstPassOutside(module.LookSAM if "k" in options else module.SAM, base, rho=0.05, **options)
-
-    return Contender(f"{POPULAR}'s {what}", line, POPULAR, wrap, essential=essential, modes=("bare", "ddp"))
-
-
-def _as_it_is(base: Optimizer, _: nn.Module) -> Optimizer:
-    return base
+def alike(base: Optimizer, params: Any, **changes: Any) -> Optimizer:
+    """An optimizer of the same class with the same options; ``defaults`` may hold more than its constructor takes."""
+    taken = inspect.signature(type(base)).parameters
+    options = {key: value for key, value in {**base.defaults, **changes}.items() if key in taken}
+    return type(base)(params, **options)
 
 
-def _fused(base: Optimizer, _: nn.Module) -> Optimizer:
-    """The same optimizer with ``fused=True`` and a state of its own; itself where it has no such option."""
-    if "fused" not in base.defaults:
-        return base
-    defaults = {key: value for key, value in base.defaults.items() if key != "foreach"}
-    groups = [{"params": group["params"]} for group in base.param_groups]
-    return type(base)(groups, **{**defaults, "fused": True})
+class Delegate:
+    """Stands in for an optimizer: whatever is not defined here is that one's."""
+
+    _step_supports_amp_closure = True
+
+    def __init__(self, optimizer: Any) -> None:
+        self.inner = optimizer
+
+    def __getattr__(self, name: str) -> Any:
+        """The optimizer's own."""
+        return getattr(self.inner, name)
+
+
+class Floor(Delegate):
+    """Two closures and one base step: what any SAM step has to do at least."""
+
+    def step(self, closure: Callable[..., Any]) -> Any:
+        """Both passes and the step, and nothing in between."""
+        closure = torch.enable_grad()(closure)
+        loss = closure()
+        closure(loss_dict={})
+        self.inner.step()
+        return loss
+
+
+class FirstPassOutside(Delegate):
+    """An optimizer of pytorch_optimizer, whose caller runs the first pass, and whose base shares another's state."""
+
+    def __init__(self, cls: str, options: dict[str, Any], base: Optimizer, _: nn.Module) -> None:
+        groups = [{"params": group["params"]} for group in base.param_groups]
+        make = getattr(import_module(POPULAR), cls)
+        super().__init__(make(groups, lambda params, **_: alike(base, params), rho=0.05, **options))
+        self.inner.base_optimizer.state = base.state
+
+    def step(self, closure: Callable[..., Any]) -> Any:
+        """The first pass, then the optimizer's step."""
+        with torch.enable_grad():
+            loss = closure()
+        self.inner.step(closure)
+        return loss

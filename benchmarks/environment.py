@@ -27,15 +27,9 @@ _CHANGING = ("sessions", "copy_gb_per_s", "commit")  # what may differ when a me
 
 
 def restart_if_unprepared(arguments: Sequence[str], threads: int) -> None:
-    """Start this process again, once, with the settings that have to be there when it starts.
-
-    Settings that the user has made are left as they are.
-
-    Args:
-        arguments: The command line after ``python -m benchmarks``.
-        threads: How many threads an operation may use.
-    """
-    wanted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    """Start this process again, once, with what has to be set when it starts; what the user has set stays."""
+    wanted = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    wanted["KINETO_LOG_LEVEL"] = "5"  # the profiler complains of every device that is not there
     if sys.platform == "linux":
         wanted |= {name: value for name, value in _MALLOC.items() if name not in os.environ}
     if all(os.environ.get(name) == value for name, value in wanted.items()):
@@ -46,20 +40,14 @@ def restart_if_unprepared(arguments: Sequence[str], threads: int) -> None:
 
 
 def describe() -> dict[str, Any]:
-    """Hardware, versions and settings of this process, in JSON types.
-
-    Returns:
-        dict: Equal for two processes whose timings may be put together, but for what is
-        measured on the way.
-    """
+    """Hardware, versions and settings of this process, in JSON types."""
     import torch
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "memory_gb": _memory_gb(),
-        "gpu": gpu,
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "gpu": _gpu(),
         "os": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
         "malloc": {name: os.environ.get(name) for name in _MALLOC},
@@ -87,63 +75,40 @@ def load_average() -> list[float]:
 
 
 def copy_bandwidth(elements: int = 1 << 25, repetitions: int = 9) -> float:
-    """Bytes that are read and written in a second when memory is copied.
+    """Bytes that are read and written in a second when memory is copied; the median of some repetitions."""
+    import torch
 
-    Args:
-        elements: How many float32 to copy; too many for any cache.
-        repetitions: How often; the median counts.
-
-    Returns:
-        float: Bytes per second.
-    """
-    copy = Copy(elements)
-    return copy.bytes / median(copy() for _ in range(repetitions + 1))
-
-
-class Copy:
-    """Copies memory and says how long that took.
-
-    Args:
-        elements: How many float32.
-    """
-
-    def __init__(self, elements: int = 1 << 25) -> None:
-        """Allocate both sides."""
-        import torch
-
-        self._torch = torch
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._from = torch.ones(elements, device=self._device)
-        self._to = torch.zeros(elements, device=self._device)
-        self.bytes = 2 * self._from.nbytes
-
-    def __call__(self) -> float:
-        """Seconds for one copy."""
-        self._wait()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    source, target = torch.ones(elements, device=device), torch.zeros(elements, device=device)
+    seconds = []
+    for _ in range(repetitions):
+        wait()
         start = time.perf_counter()
-        self._to.copy_(self._from)
-        self._wait()
-        return time.perf_counter() - start
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            self._torch.cuda.synchronize()
+        target.copy_(source)
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.nbytes / median(seconds)
 
 
 def _cpu() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return next((line.split(": ")[1] for line in text.splitlines() if line.startswith("model name")), "unknown")
 
 
-def _memory_gb() -> int | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
-    except (ValueError, OSError, AttributeError):
+def _gpu() -> str | None:
+    """The device, with what its timings depend on."""
+    import torch
+    from torch import version
+
+    if not torch.cuda.is_available():
         return None
+    limits = _output("nvidia-smi", "--query-gpu=power.limit,driver_version", "--format=csv,noheader", "--id=0")
+    tf32 = f"TF32 in matmul {torch.backends.cuda.matmul.allow_tf32}, in cuDNN {torch.backends.cudnn.allow_tf32}"
+    return f"{torch.cuda.get_device_name()}, {limits or 'limits unknown'}, CUDA {version.cuda}, {tf32}"
 
 
 def _version(package: str) -> str | None:
@@ -164,14 +129,14 @@ def _code() -> str:
 
 def _commit() -> str | None:
     """The commit of this checkout, ``+`` behind it where the code was changed since."""
-    commit = _git("rev-parse", "--short=12", "HEAD")
-    changed = _git("status", "--porcelain", "--", "sam_algos", "benchmarks/*.py", "yamls")
+    commit = _output("git", "rev-parse", "--short=12", "HEAD")
+    changed = _output("git", "status", "--porcelain", "--", "sam_algos", "benchmarks/*.py", "yamls")
     return commit and commit + ("+" if changed else "")
 
 
-def _git(*arguments: str) -> str | None:
+def _output(*command: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -1,7 +1,11 @@
-"""The loops in which steps are measured: in both, each batch is trained by another contender in turn."""
+"""The loops in which steps are measured: in all, each batch is trained by another contender in turn."""
 
 from __future__ import annotations
 
+import copy
+import functools
+import itertools
+import math
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Mapping
@@ -10,15 +14,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from composer import Callback, Logger, State, Trainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.contenders import Contender, Delegate, contenders
 from benchmarks.results import BenchmarkError
-from benchmarks.seats import Contender, Place
 from benchmarks.timing import Rotation
-from benchmarks.workloads import batches_of
-from sam_algos.batch import first_samples
+from benchmarks.workloads import Batch, Task
 
 WHERE = {
     "trainer": "Composer's Trainer",
@@ -26,123 +28,143 @@ WHERE = {
     "ddp": "bare PyTorch loop, DistributedDataParallel on two processes",
 }
 
+
+class Seat(Delegate):
+    """An optimizer whose gradients are counted: by itself, or by its calls of the closure."""
+
+    passes = 0
+
+    def step(self, closure: Callable[..., Any] | None = None) -> Any:
+        """Step, and count."""
+        if closure is None:
+            self.passes = 1
+            return self.inner.step()
+        self.passes = 0
+
+        @functools.wraps(closure)  # its signature says what it can be asked for
+        def counted(*args: Any, **options: Any) -> Any:
+            self.passes += 1
+            return closure(*args, **options)
+
+        return self.inner.step(closure=counted)
+
+    def figures(self) -> dict[str, float]:
+        """What to keep of the last step besides what is read of it from outside."""
+        return {"gradients": float(getattr(self.inner, "metrics", {}).get("sam/gradients", self.passes))}
+
+
 MakeSeat = Callable[[Any], Any]
 """Puts around an optimizer what is measured besides its time; ``figures()`` is called after each step."""
 
 
-def bare_loop(trainer: Trainer, chosen: Mapping[str, Contender], rotation: Rotation, seat: MakeSeat) -> None:
-    """Train the Trainer's model in a hand-written loop, a step of each contender in turn."""
-    take = _steps(trainer, trainer.state.model, chosen, seat)
-    while not rotation.finished:
-        name = rotation.turn()
-        step, optimizer = take(name)
-        rotation.start()
-        step()
-        rotation.stop(name, optimizer.figures)
+def run(
+    mode: str, task: Task, chosen: Mapping[str, Contender], rotation: Rotation, seat: MakeSeat = Seat
+) -> None:  # fmt: skip
+    """Train a task, a step of each contender in turn, until the rotation has enough."""
+    if mode == "trainer":
+        from benchmarks.trainer import trainer_loop
+
+        trainer_loop(task.trainer, chosen, rotation, seat)
+    elif mode == "ddp":
+        _ddp_loop(task, chosen, rotation, seat)
+    else:
+        take = steps(task, task.network, chosen, seat)
+        while not rotation.finished:
+            name = rotation.turn()
+            step, figures = take(name)
+            rotation.start()
+            step()
+            rotation.stop(name, figures)
 
 
-def _steps(
-    trainer: Trainer, model: nn.Module, chosen: Mapping[str, Contender], seat: MakeSeat
-) -> Callable[[str], tuple[Callable[[], Any], Any]]:
-    """Prepares the next step of a contender: a call that takes it, and the contender's seat."""
-    state = trainer.state
-    seats = {name: seat(c.wrap(state.optimizers[0], model)) for name, c in chosen.items()}
-    batches = batches_of(state)
+Take = Callable[[str], tuple[Callable[[], Any], Callable[[], Mapping[str, float]]]]
+
+
+def steps(task: Task, model: nn.Module, chosen: Mapping[str, Contender], seat: MakeSeat = Seat) -> Take:
+    """Prepares the next step of a contender in a hand-written loop: a call that takes it, and one for its figures."""
+    seats = {name: seat(c.wrap(task.optimizer, model)) for name, c in chosen.items()}
     model.train()
 
-    def take(name: str) -> tuple[Callable[[], Any], Any]:
-        return partial(seats[name].step, _closure(state.model, model, seats[name], next(batches))), seats[name]
+    def take(name: str) -> tuple[Callable[[], Any], Callable[[], Mapping[str, float]]]:
+        task.optimizer.zero_grad()  # those of another contender's step
+        closure = closure_for(chosen[name], seats[name], task, model, next(task.batches))
+        return partial(seats[name].step, closure), seats[name].figures
 
     return take
 
 
-def _closure(task: Any, model: nn.Module, optimizer: Any, batch: Any) -> Callable[..., Any]:
-    def closure(fraction: float = 1.0, **_: Any) -> Any:
+def closure_for(contender: Contender, optimizer: Any, task: Task, model: nn.Module, batch: Batch) -> Callable[..., Any]:
+    """The closure that a contender's step wants: the one place that knows how they are called."""
+    if contender.reads_losses:
+
+        def losses(samples: Callable[[Batch], Batch] = lambda batch: batch) -> torch.Tensor:
+            return task.loss(model, samples(batch), reduction="none")
+
+        return losses
+
+    def closure(samples: Callable[[Batch], Batch] | None = None, *, fraction: float = 1.0, **_: Any) -> torch.Tensor:
         optimizer.zero_grad()
-        seen = batch if fraction == 1 else first_samples(batch, fraction)
-        loss = task.loss(model(seen), seen)
+        loss = task.loss(model, samples(batch) if samples else _first(batch, fraction))
         loss.backward()
         return loss
 
     return closure
 
 
+def _first(batch: Batch, fraction: float) -> Batch:
+    inputs, labels = batch
+    count = math.ceil(fraction * len(labels))
+    return inputs[:count], labels[:count]
+
+
 _STOP = -1
 
 
-def ddp_loop(trainer: Trainer, chosen: Mapping[str, Contender], rotation: Rotation, seat: MakeSeat) -> None:
-    """The bare loop on two processes, of which this one, rank 0, measures and says whose turn it is.
-
-    Raises:
-        BenchmarkError: If there is a GPU: the other process is a fork of this one, which CUDA does not survive.
-    """
+def _ddp_loop(task: Task, chosen: Mapping[str, Contender], rotation: Rotation, seat: MakeSeat) -> None:
+    """The bare loop on two processes, of which this one, rank 0, measures and says whose turn it is."""
     if torch.cuda.is_available():
         raise BenchmarkError("--modes ddp measures on CPUs, and this machine has a GPU: hide it")
+    batches = [next(task.batches) for _ in range(8)]
     with tempfile.TemporaryDirectory() as folder:
-        run = partial(_ddp_rank, folder, trainer, chosen, seat)
-        other = multiprocessing.get_context("fork").Process(target=run, args=(1, None))
+        # Not forked: one that has had other threads may then wait for ever.
+        other = multiprocessing.get_context("spawn").Process(
+            target=_other_rank, args=(folder, task.network, task.optimizer, batches, list(chosen), seat)
+        )
         other.start()
         try:
-            run(0, rotation)
+            _ddp_rank(folder, task, chosen, seat, 0, rotation)
         finally:
             other.kill()  # nothing of it is needed any more, and it can wait for ever for its process group to end
 
 
+def _other_rank(
+    folder: str, network: nn.Module, optimizer: Any, batches: list[Batch], names: list[str], seat: MakeSeat
+) -> None:
+    network, optimizer = copy.deepcopy((network, optimizer))  # what is sent shares its memory
+    task = Task(network, optimizer, itertools.cycle(batches))
+    found = contenders(optimizer, mode="ddp", essential=False)
+    _ddp_rank(folder, task, {name: found[name] for name in names}, seat, 1, None)
+
+
 def _ddp_rank(
-    folder: str, trainer: Trainer, chosen: Mapping[str, Contender], seat: MakeSeat, rank: int,
-    rotation: Rotation | None,
-) -> None:  # fmt: skip
+    folder: str, task: Task, chosen: Mapping[str, Contender], seat: MakeSeat, rank: int, rotation: Rotation | None
+) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        take = _steps(trainer, DistributedDataParallel(trainer.state.model), chosen, seat)
+        take = steps(task, DistributedDataParallel(task.network), chosen, seat)
         names = list(chosen)
         while True:
             turn = torch.tensor(_STOP if rotation is None or rotation.finished else names.index(rotation.turn()))
             dist.broadcast(turn, 0)
             if turn == _STOP:
                 return
-            step, optimizer = take(names[int(turn)])
+            step, figures = take(names[int(turn)])
             dist.barrier()
             if rotation is None:
                 step()
             else:
                 rotation.start()
                 step()
-                rotation.stop(names[int(turn)], optimizer.figures)
+                rotation.stop(names[int(turn)], figures)
     finally:
         dist.destroy_process_group()
-
-
-def trainer_loop(trainer: Trainer, chosen: Mapping[str, Contender], rotation: Rotation, seat: MakeSeat) -> None:
-    """Train in the Trainer, which gets another contender's optimizer with every batch."""
-    # First, so that the step's end is read before the other callbacks and the loggers act on it.
-    trainer.state.callbacks.insert(0, _InTurn(chosen, rotation, seat))
-    if not rotation.finished:
-        trainer.fit()
-
-
-LOOPS = {"trainer": trainer_loop, "bare": bare_loop, "ddp": ddp_loop}
-
-
-class _InTurn(Callback):
-    """Puts the contender whose turn it is in place when a batch starts."""
-
-    def __init__(self, chosen: Mapping[str, Contender], rotation: Rotation, seat: MakeSeat) -> None:
-        self._contenders = chosen
-        self._rotation = rotation
-        self._seat = seat
-        self._places: dict[str, Place] = {}
-        self._name = ""
-
-    def fit_start(self, state: State, logger: Logger) -> None:
-        self._places = {name: Place.make(c, state, logger, self._seat) for name, c in self._contenders.items()}
-
-    def batch_start(self, state: State, logger: Logger) -> None:
-        self._name = self._rotation.turn()
-        self._places[self._name].take(state)
-        self._rotation.start()
-
-    def batch_end(self, state: State, logger: Logger) -> None:
-        self._rotation.stop(self._name, self._places[self._name].seat.figures)
-        if self._rotation.finished:
-            state.stop_training()

@@ -1,189 +1,171 @@
-"""Where a sharp step's time goes, and how far its optimizer side is from the copying of memory."""
+"""Where a step's time goes: the ranges that its optimizer names, as a profiler sees them."""
 
 from __future__ import annotations
 
-import gc
-import statistics
+import functools
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import closing
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.contenders import contenders, optimizer_sides
-from benchmarks.environment import Copy
-from benchmarks.loops import LOOPS, WHERE
-from benchmarks.results import BenchmarkError, Result
-from benchmarks.seats import Contender
-from benchmarks.summary import Columns, agrees, ratios
-from benchmarks.timing import Rotation
-from benchmarks.traffic import count, uncounted
-from benchmarks.watch import PASSES, PHASES, Watched
-from benchmarks.workloads import TENSORS, Workload, workloads
+from benchmarks.contenders import Contender
+from benchmarks.cost import fill
+from benchmarks.loops import Seat
+from benchmarks.results import Result
+from benchmarks.summary import PHASES, PLAIN, REST
+from benchmarks.workloads import Workload, workloads
 
-BOUNDS = {"SAM": 16, "ASAM": 20, "LookSAM, refresh": 36, "LookSAM, reuse": 16, "AESAM, flat": 4}
-"""Bytes that each kind of step has to move for a float32 parameter outside of passes and base step.
-
-SAM reads ``g`` for its norm, then ``w`` and ``g``, and writes ``w + ε``: 16. ASAM reads ``w`` for its norm
-too: 20. A refresh of LookSAM, besides, reads ``g`` and ``g_s`` for their inner products, reads them again and
-writes ``g_v``: 36. A reuse reads ``g`` for its norm, then ``g`` and ``g_v``, and writes: 16. A flat step of
-AE-SAM reads ``g``: 4.
-"""
-
-_COPY = "copy"
-_SHARP = (
-    "SAM(interval=1)",
-    "ASAM()",
-    "LookSAM(k=1)",
-    "Composer's SAM(interval=1)",
-    "pytorch_optimizer's SAM",
-)
+_PREFIX = "sam/"
+_STEP = "benchmarks/step"
+_NAMES = (_STEP, *(_PREFIX + phase for phase in PHASES))
 
 
 def settings(args: Namespace) -> dict[str, Any]:
     """What decides what is measured; a measurement is resumed only with the same."""
-    return {key: getattr(args, key) for key in ("workloads", "modes", "tensors", "seconds", "rounds")}
+    return {key: getattr(args, key) for key in ("recipe", "overrides", "workloads", "modes", "seconds", "rounds")}
 
 
 def measure(args: Namespace, result: Result) -> None:
-    """Measure whole steps of every workload, then the optimizer side alone on every model's tensors."""
-    for name, workload in workloads(args.workloads, None, ()).items():
+    """Time steps of every workload in every mode, then look into some, as a profiler takes time itself."""
+    for name, workload in workloads(args.workloads, args.recipe_path, args.overrides).items():
         for mode in args.modes:
-            table = result.data.setdefault(f"{name}/{mode}", {"title": f"{workload.title}, {WHERE[mode]}"})
-            _kept(result, table, lambda: _steps(args, workload, mode, table, lambda: update(result)))  # noqa: B023
-    for name in args.tensors:
-        title, make = TENSORS[name]
-        table = result.data.setdefault(f"tensors/{name}", {"title": title})
-        _kept(result, table, lambda: _moves(args, make(), table, lambda: update(result)))  # noqa: B023
+            table = result.data.setdefault(f"{name}/{mode}", {})
+            fill(
+                table, workload, mode, seconds=args.seconds, rounds=args.rounds, save=result.save, pick=one_of_a_line
+            )  # as the profiler takes time itself
+            look(table, workload, mode, rounds=args.rounds, save=result.save)
 
 
-def _kept(result: Result, table: dict[str, Any], run: Callable[[], None]) -> None:
-    """Run, and write down what was measured however that ends."""
-    try:
-        run()
-    finally:
-        if any(table.get("samples", {}).values()):
-            update(result)
+def look(table: dict[str, Any], workload: Workload, mode: str, *, rounds: int, save: Callable[[], None]) -> None:
+    """Add to a table, for each phase, the seconds that it takes of a step."""
+    fill(
+        table, workload, mode, seconds=0, rounds=rounds, save=save, pick=one_of_a_line,
+        column="ranges", meter=Ranges(), seat=Ranged,
+    )  # fmt: skip
 
 
-def update(result: Result) -> None:
-    """Summarise what was measured, and write it down."""
-    result.summary = {
-        key: summarize_moves(table) if key.startswith("tensors/") else summarize_steps(table)
-        for key, table in result.measured().items()
-    }
-    result.save()
+def one_of_a_line(found: dict[str, Contender]) -> dict[str, Contender]:
+    """The plain optimizer, and the first contender of each line that is sharp on some steps."""
+    first: dict[str, Contender] = {}
+    for contender in found.values():
+        if contender.name == PLAIN or contender.package != "torch":
+            first.setdefault(contender.line, contender)
+    return {contender.name: contender for contender in first.values()}
 
 
-def _rotation(
-    args: Namespace,
-    table: dict[str, Any],
-    chosen: dict[str, Contender],
-    extra: tuple[str, ...],
-    save: Callable[[], None],
-) -> Rotation:
-    samples, names = table.setdefault("samples", {}), [*chosen, *extra]
-    if samples and list(samples) != names:
-        raise BenchmarkError("the other implementations that are installed have changed; --overwrite starts anew")
-    table["contenders"] = {c.name: {"line": c.line, "package": c.package} for c in chosen.values()}
-    return Rotation(names, samples, seconds=args.seconds, rounds=args.rounds, title=table["title"], save=save)
+class Span(NamedTuple):
+    """A named stretch of time, in any unit."""
+
+    name: str
+    start: float
+    end: float
 
 
-def _steps(args: Namespace, workload: Workload, mode: str, table: dict[str, Any], save: Callable[[], None]) -> None:
-    found = contenders(essential=True, mode=mode)
-    chosen = {name: found[name] for name in _SHARP if name in found}
-    trainer = workload.make()
-    gc.collect()
-    gc.freeze()
-    with closing(_rotation(args, table, chosen, (), save)) as rotation, closing(trainer):
-        LOOPS[mode](trainer, chosen, rotation, Watched)
+def own_times(spans: Iterable[Span]) -> dict[str, float]:
+    """How long each name lasts, without what lies within it.
+
+    Example:
+        >>> own_times([Span("a", 0, 10), Span("b", 2, 5), Span("a", 3, 4)])
+        {'a': 8, 'b': 2}
+    """
+    own: dict[str, float] = {}
+    around: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span.start, -span.end)):
+        while around and around[-1].end <= span.start:
+            around.pop()
+        length = span.end - span.start
+        own[span.name] = own.get(span.name, 0) + length
+        if around:
+            own[around[-1].name] -= length
+        around.append(span)
+    return own
 
 
-class _Still(Optimizer):
-    """A base optimizer that leaves the weights where they are."""
+class Ranges:
+    """Reads the seconds of each phase of a step: on a GPU those of the kernels that were launched in it.
 
-    def __init__(self, params: Any) -> None:
-        super().__init__(params, {})
+    What is in no phase, with the time in which a GPU idles, is the rest.
+    """
 
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Do nothing."""
+    def __init__(self) -> None:
+        activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(ProfilerActivity.CUDA)
+        self._profile = functools.partial(profile, activities=activities)
+        self._readings: list[dict[str, float]] = []
 
+    def start(self) -> None:
+        """A step begins."""
+        self._profiler = self._profile()
+        self._profiler.__enter__()
+        self._step = record_function(_STEP)
+        self._step.__enter__()
 
-def _moves(args: Namespace, model: nn.Module, table: dict[str, Any], save: Callable[[], None]) -> None:
-    """Step through closures that do no more than put gradients there."""
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    chosen, params = optimizer_sides(), list(model.parameters())
-    gradients = [torch.randn_like(p) for p in params]
-    base, copy = _Still(params), Copy()
-    optimizers = {name: Watched(c.wrap(base, model)) for name, c in chosen.items()}
+    def stop(self) -> None:
+        """It ends."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._step.__exit__(None, None, None)
+        self._profiler.__exit__(None, None, None)
+        inner: Any = self._profiler.profiler  # whose own list of events takes much longer to make than a step
+        self._readings.append(phase_seconds(inner.kineto_results.events()))
 
-    def closure(**_: Any) -> float:
-        for p, g in zip(params, gradients, strict=True):
-            p.grad = g.clone()
-        return 1.0
-
-    elements = sum(p.numel() for p in params)
-    table |= {"parameters": elements, "tensors": len(params), "copied_bytes": copy.bytes}
-    with torch.no_grad():
-        table["traffic"] = {name: _traffic(o, closure, elements) for name, o in optimizers.items()}
-        with closing(_rotation(args, table, chosen, (_COPY,), save)) as rotation:
-            while not rotation.finished:
-                name = rotation.turn()
-                rotation.start()
-                _ = copy() if name == _COPY else optimizers[name].step(closure)
-                rotation.stop(name, dict if name == _COPY else optimizers[name].figures)
-
-
-def _traffic(optimizer: Watched, closure: Callable[..., Any], elements: int) -> dict[str, float]:
-    """Bytes per parameter and operations of a step that is not the first."""
-    optimizer.step(closure)
-    traffic = count(lambda: optimizer.step(lambda **_: uncounted(closure)))
-    return {"bytes": round(traffic.bytes / elements, 3), "operations": traffic.operations}
+    def drain(self) -> list[dict[str, float]]:
+        """What was read since the last call."""
+        readings, self._readings = self._readings, []
+        return readings
 
 
-def summarize_steps(table: dict[str, Any]) -> dict[str, Any]:
-    """Median milliseconds of the step and its phases, by contender; what is in no other is framework."""
-    rows = {}
-    for name, columns in table["samples"].items():
-        phases = {phase: columns[phase] for phase in PHASES if phase != "framework"}
-        known = [sum(step) for step in zip(*phases.values(), strict=True)]
-        phases["framework"] = [wall - rest for wall, rest in zip(columns["wall"], known, strict=True)]
-        milliseconds = {phase: 1e3 * statistics.median(seconds) for phase, seconds in phases.items()}
-        wall = 1e3 * statistics.median(columns["wall"])
-        rows[name] = {**table["contenders"][name], "ms": wall, "phases": milliseconds}
-    first = next(iter(table["samples"].values()))
-    return {"title": table["title"], "rounds": len(first["wall"]), "rows": rows}
+def phase_seconds(events: Sequence[Any]) -> dict[str, float]:
+    """The seconds of each phase, from all that a profiler saw of one step."""
+    host = [event for event in events if event.device_type() == DeviceType.CPU]
+    spans = [Span(event.name(), event.start_ns(), event.end_ns()) for event in host if event.name() in _NAMES]
+    kernels = [event for event in events if event.device_type() == DeviceType.CUDA and not event.is_user_annotation()]
+    own = _on_device(host, kernels, spans) if kernels else own_times(spans)
+    phases = {phase: own.get(_PREFIX + phase, 0) / 1e9 for phase in PHASES}
+    whole = sum(span.end - span.start for span in spans if span.name == _STEP) / 1e9
+    return {**phases, REST: whole - sum(phases.values())}
 
 
-def summarize_moves(table: dict[str, Any]) -> dict[str, Any]:
-    """The optimizer side of each contender: its time and bytes, against copying and against this package."""
-    samples = table["samples"]
-    sides = {name: _side(columns) for name, columns in samples.items() if name != _COPY}
-    bandwidth = table["copied_bytes"] / statistics.median(samples[_COPY]["wall"])
-    ours = {
-        facts["line"]: name for name, facts in reversed(table["contenders"].items()) if facts["package"] == "sam_algos"
-    }
-    rows = {}
-    for name, facts in table["contenders"].items():
-        bound = BOUNDS[facts["line"]] * table["parameters"] / bandwidth
-        phases = {p: 1e3 * statistics.median(samples[name][p]) for p in PHASES if p not in (*PASSES, "base step")}
-        rows[name] = {
-            **facts, **table["traffic"][name], "ms": 1e3 * statistics.median(sides[name]), "phases": phases,
-            "share_of_copy": bound / statistics.median(sides[name]),
-            "ratio": statistics.median(ratios(sides[name], sides[ours[facts["line"]]])),
-        }  # fmt: skip
-    a_a = rows["SAM(), again"]["ratio"]
-    return {
-        "title": table["title"], "parameters": table["parameters"], "tensors": table["tensors"],
-        "rounds": len(samples[_COPY]["wall"]), "copy_gb_per_s": bandwidth / 1e9,
-        "a_a": a_a, "conclusive": agrees(a_a), "rows": rows,
-    }  # fmt: skip
+def _on_device(host: Sequence[Any], kernels: Sequence[Any], spans: Sequence[Span]) -> dict[str, int]:
+    """Nanoseconds of the kernels by the innermost range in which they were launched, by whatever thread."""
+    launched = {event.correlation_id(): event.start_ns() for event in host if event.linked_correlation_id() == 0}
+    found: dict[str, int] = {}
+    for kernel in kernels:
+        moment = launched.get(kernel.linked_correlation_id())
+        within = [span for span in spans if moment is not None and span.start <= moment < span.end]
+        if within:
+            name = max(within, key=lambda span: (span.start, -span.end)).name
+            found[name] = found.get(name, 0) + kernel.duration_ns()
+    return found
 
 
-def _side(columns: Columns) -> list[float]:
-    """The seconds of each step outside of passes and base step."""
-    phases = [columns[phase] for phase in PHASES if phase not in (*PASSES, "base step")]
-    return [sum(step) for step in zip(*phases, strict=True)]
+class Ranged(Seat):
+    """An optimizer whose passes and base steps are ranges, whether or not it names them itself."""
+
+    def __init__(self, optimizer: Any) -> None:
+        super().__init__(optimizer)
+        base = getattr(optimizer, "base_optimizer", optimizer)
+        if not hasattr(base, "benchmarks_range"):  # contenders share it
+            base.benchmarks_range = record_function(_PREFIX + "base step")
+            base.register_step_pre_hook(lambda *_: base.benchmarks_range.__enter__() and None)
+            base.register_step_post_hook(lambda *_: base.benchmarks_range.__exit__(None, None, None))
+
+    def step(self, closure: Callable[..., Any] | None = None) -> Any:
+        """Step, with each call of the closure as a range."""
+        if closure is None:
+            return super().step()
+
+        @functools.wraps(closure)
+        def ranged(*args: Any, **options: Any) -> Any:
+            with record_function(_PREFIX + "pass"):
+                return closure(*args, **options)
+
+        return super().step(ranged)
+
+    def figures(self) -> dict[str, float]:
+        """Nothing but the ranges is kept."""
+        return {}

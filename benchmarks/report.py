@@ -1,108 +1,209 @@
-"""Results for reading: Markdown and plots beside each, and one HTML page for any number of them."""
+"""What is shown of results: NAME.md with plots beside each, and one page for all that lie in a folder."""
 
 from __future__ import annotations
 
-import base64
-import html
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.results import BenchmarkError, Result, load_result
-from benchmarks.tables import CAPTIONS, tables
+from benchmarks.summary import PHASES, SHARP, summarize_accuracy, summarize_cost, summarize_phases
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; color: #222 }
-table { border-collapse: collapse; font-size: 13px; margin: 1rem 0 }
-td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }
-td:first-child, th:first-child { text-align: left }
-table.text td { text-align: left }
-section { border-top: 2px solid #222; margin-top: 3rem }
-img { max-width: 100%; height: auto }
-"""
+CAPTIONS = {
+    "cost": "step time against gradients per step",
+    "phases": "where a step's time goes",
+    "accuracy": "accuracy against time",
+    "gpu": "on a CUDA device",
+}
 
 
-def write_beside(result: Result) -> list[Path]:
-    """Write a result's Markdown, and its plots as PNG and SVG, beside its file.
+@dataclass(frozen=True)
+class Table:
+    """A table with what has to be said about it; the columns after the first are numbers, or text."""
 
-    Args:
-        result: The result.
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    numbers: bool = True
 
-    Returns:
-        list[Path]: What was written; no plots where matplotlib is not installed, which is said.
-    """
-    plots: dict[str, Path] = {}
+    def markdown(self) -> str:
+        """As a heading, a table and paragraphs."""
+        rule = ["---", *["---:" if self.numbers else "---"] * (len(self.header) - 1)]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (self.header, rule, *self.rows)]
+        return "\n\n".join([f"### {self.title}", "\n".join(lines), *self.notes]) + "\n"
+
+
+def tables(result: Result) -> Iterator[Table]:
+    """Everything that is said about a result, but for its environment."""
+    for title, found in result.data.get("facts", {}).items():
+        yield Table(title, ["", "found"], list(found.items()), numbers=False)
+    for table in result.tables().values():
+        if result.kind != "phases":
+            yield _cost(table)
+        if table.get("ranges"):
+            yield _phases(table, result.environment["copy_gb_per_s"])
+    if result.data.get("runs"):
+        yield _accuracy(result)
+
+
+def _cost(table: dict[str, Any]) -> Table:
+    summary = summarize_cost(table)
+    optional: dict[str, dict[str, str]] = {
+        "peak MB": {name: f"{row['peak_mb']:.1f}" for name, row in summary["rows"].items() if "peak_mb" in row},
+        "host synchronisations": {name: str(count) for name, count in table.get("synchronisations", {}).items()},
+    }
+    optional = {title: column for title, column in optional.items() if column}
+    rows = [
+        [
+            name, f"{row['gradients']:.2f}", f"{row['ms'].median:.2f}", f"{row['ratio'].median:.3f}",
+            f"{row['ratio'].low:.3f}–{row['ratio'].high:.3f}", _percent(row["over_floor"]),
+            *(column.get(name, "–") for column in optional.values()),
+        ]
+        for name, row in summary["rows"].items()
+    ]  # fmt: skip
+    notes = [
+        f"{summary['rounds']} rounds, {table['parameters']:,} parameters. The floor, two closures and one base step in "
+        f"the same rounds, takes {summary['floor']:.3f} plain steps, so the ideal ratio at n gradients per step is "
+        f"1 + {summary['floor'] - 1:.3f} (n - 1).",
+        verdict(summary),
+        *(f"Left out: {name}. {why}" for name, why in table.get("left_out", {}).items()),
+    ]
+    header = ["", "gradients per step", "ms", "ratio to plain", "quartiles", "over the floor", *optional]
+    return Table(table["title"], header, rows, notes)
+
+
+def verdict(summary: dict[str, Any]) -> str:
+    """Who takes the cheapest SAM step, or why that cannot be said."""
+    if not summary["conclusive"]:
+        return f"No verdict: two equal optimizers came out at a ratio of {summary['a_a']:.3f}, not 1.00 ± 0.01."
+    over = {name: _percent(row["over_floor"]) for name, row in summary["rows"].items()}
+    said = [f"A/A {summary['a_a']:.3f}. SAM's step over the floor: {over.get(SHARP, '–')}."]
+    for peer, (median, low, high) in summary["against"].items():
+        found = "ours is faster" if high < 1 else "ours is slower" if low > 1 else "they cannot be told apart"
+        said.append(f"{peer}: {over[peer]}; ours / its {median:.3f}, 95 % interval {low:.3f}–{high:.3f}: {found}.")
+    return " ".join(said)
+
+
+def _phases(table: dict[str, Any], gb_per_s: float) -> Table:
+    rows = []
+    for name, row in summarize_phases(table).items():
+        phases = row["phases"]
+        outside = row["profiled"] - phases["pass"] - phases["base step"]
+        rows.append([name, *(f"{ms:.3f}" for ms in (row["step"], row["profiled"], outside, *phases.values()))])
+    rounds = min(len(columns["pass"]) for columns in table["ranges"].values())
+    least = 16 * table["parameters"] / gb_per_s / 1e6
+    notes = [
+        f"Medians; of the phases over {rounds} rounds. What is in none of them, with all that an optimizer without "
+        "ranges does, is the rest; all but passes and base step is outside. The 16 bytes per parameter that SAM has "
+        f"to move there at least are copied in {least:.3f} ms.",
+    ]
+    header = ["ms", "step", "profiled", "outside", *PHASES, "rest"]
+    return Table(f"{table['title']}: phases", header, rows, notes)
+
+
+def _accuracy(result: Result) -> Table:
+    summary = summarize_accuracy(result.data["runs"])
+    header = [result.settings.get("key") or "", "n", "test accuracy", "best", "seconds", "gradients per step"]
+    rows = [
+        [
+            name, str(row["n"]), _interval(row["accuracy"], 100), _interval(row["best"], 100),
+            _interval(row["seconds"], 1), f"{row['gradients']:.2f}",
+            "–" if row["to_target"] is None else f"{row['to_target']:.1f} ({row['reached']}/{row['n']})",
+        ]
+        for name, row in summary["rows"].items()
+    ]  # fmt: skip
+    note = (
+        "Mean ± half width of the 95 % interval (Student's t over seeds), in % of a clean test set after the last "
+        "step; seconds are training without evaluation."
+    )
+    if summary["target"] is None:
+        return Table("Accuracy", header, [row[:-1] for row in rows], [note])
+    note += (
+        f" The target is the plain optimizer's best accuracy, {100 * summary['target']:.2f} %: median time of the "
+        "seeds that reached it, and their number."
+    )
+    return Table("Accuracy", [*header, "seconds to target"], rows, [note])
+
+
+def _environment(result: Result) -> Table:
+    place, sessions = result.environment, result.environment["sessions"]
+    rows = {
+        "CPU": f"{place['cpu']}, {place['cores']} cores, {place['memory_gb']} GB",
+        "GPU": place["gpu"] or "none",
+        "system": f"{place['os']}, {place['threads']} thread(s), copies memory at {place['copy_gb_per_s']} GB/s",
+        "malloc": ", ".join(f"{name}={value}" for name, value in place["malloc"].items() if value) or "default",
+        "versions": ", ".join(f"{name} {version}" for name, version in place["versions"].items() if version),
+        "commit": place["commit"] or "unknown",
+        "measured": ", ".join(session["started"] for session in sessions),
+        "load before, after": "; ".join(f"{s['load_before'][0]}, {s.get('load_after', ['–'])[0]}" for s in sessions),
+        "settings": ", ".join(f"{key}={value}" for key, value in result.settings.items()),
+        "complete": "yes" if result.complete else "no: interrupted",
+    }
+    return Table("Environment", ["", "value"], list(rows.items()), numbers=False)
+
+
+def markdown(result: Result) -> str:
+    """A result as Markdown, with the plots that lie beside it."""
+    shown = [table.markdown() for table in (*tables(result), _environment(result))]
+    return "\n".join([f"## {result.path.stem}: {CAPTIONS[result.kind]}\n", *_images(result), *shown])
+
+
+def page(folder: Path) -> str:
+    """One page for all results in a folder: their plots, and what is to be said about them."""
+    parts = ["# What was measured\n\nWritten by `python -m benchmarks report` from the results beside it.\n"]
+    for path in sorted(folder.glob("*.json")):
+        result = load_result(path)
+        place = result.environment
+        versions = ", ".join(f"{k} {place['versions'][k]}" for k in ("torch", "mosaicml") if place["versions"].get(k))
+        where = f"{place['gpu'] or place['cpu']}, {place['threads']} thread(s), {versions}"
+        day = place["sessions"][0]["started"][:10]
+        parts.append(f"## [{path.stem}]({path.stem}.md): {CAPTIONS[result.kind]}\n\n{where}; {day}.\n")
+        parts += _images(result)
+        parts += [f"**{table.title}.** {' '.join(table.notes)}\n" for table in tables(result) if table.notes]
+    return "\n".join(parts)
+
+
+def _images(result: Result) -> list[str]:
+    return [f"![{plot.stem}]({plot.name})\n" for plot in sorted(result.path.parent.glob(f"{result.path.stem}.*.svg"))]
+
+
+def write(result: Result) -> list[Path]:
+    """Write a result's plots, where matplotlib is installed, and its Markdown beside its file."""
+    written = []
     try:
-        from benchmarks.plots import figures, render
+        from benchmarks.plots import plots
     except ImportError:
         print("no plots: pip install 'sam_algos[bench]'", file=sys.stderr)
     else:
-        for name, figure in figures(result).items():
-            for kind in ("svg", "png"):
-                plots[name] = result.path.with_name(f"{result.path.stem}-{name}.{kind}")
-                plots[name].write_bytes(render(figure, kind))
+        for name, svg in plots(result).items():
+            written.append(result.path.with_suffix(f".{name}.svg"))
+            written[-1].write_bytes(svg)
     path = result.path.with_suffix(".md")
-    path.write_text(markdown(result, list(plots.values())), encoding="utf-8")
-    return [path, *plots.values()]
+    path.write_text(markdown(result), encoding="utf-8")
+    return [path, *written]
 
 
-def markdown(result: Result, plots: Sequence[Path] = ()) -> str:
-    """A result as Markdown.
-
-    Args:
-        result: The result.
-        plots: Images that lie beside it.
-
-    Returns:
-        str: The text of the file.
-    """
-    images = [f"![{plot.stem}]({plot.name})\n" for plot in plots]
-    shown = [table.markdown() for table in tables(result)]
-    return "\n".join([f"## {CAPTIONS[result.kind]}: {result.path.stem}\n", *images, *shown])
-
-
-def write_report(paths: Sequence[Path], output: Path) -> Path:
-    """Write one HTML page that needs no other file.
-
-    Args:
-        paths: Result files.
-        output: The page.
-
-    Returns:
-        Path: ``output``.
+def rebuild(folder: Path) -> list[Path]:
+    """Write everything that is shown of the results in a folder anew, and the page about all.
 
     Raises:
-        BenchmarkError: If a file is not a result, the page cannot be written or matplotlib is not installed.
+        BenchmarkError: If there is none, or one of them is not a result.
     """
-    results = [load_result(path) for path in paths]
-    try:
-        sections = [_section(result) for result in results]
-    except ImportError as error:
-        raise BenchmarkError(f"{error}; pip install 'sam_algos[bench]'") from error
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise BenchmarkError(f"a result lacks what a report shows: {error!r}") from error
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>sam_algos benchmarks</title>'
-        f"<style>{_STYLE}</style></head>\n"
-        f"<body><h1>sam_algos benchmarks</h1>\n{''.join(sections)}</body></html>\n"
-    )
-    try:
-        output.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise BenchmarkError(f"{output}: {error.strerror}") from error
-    return output
+    found = [load_result(path) for path in sorted(folder.glob("*.json"))]
+    if not found:
+        raise BenchmarkError(f"{folder}: no results there")
+    written = [path for result in found for path in write(result)]
+    (folder / "README.md").write_text(page(folder), encoding="utf-8")
+    return [*written, folder / "README.md"]
 
 
-def _section(result: Result) -> str:
-    from benchmarks.plots import figures, render
-
-    images = [_inline(render(figure, "svg").decode()) for figure in figures(result).values()]
-    shown = [table.html() for table in tables(result)]
-    title = html.escape(f"{CAPTIONS[result.kind]}: {result.path.stem}")
-    return f"<section><h2>{title}</h2>\n{''.join(images)}{''.join(shown)}</section>\n"
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def _inline(svg: str) -> str:
-    """An image in the page itself; as a document of its own, so that plots do not share identifiers."""
-    encoded = base64.b64encode(svg.encode()).decode()
-    return f'<img alt="plot" src="data:image/svg+xml;base64,{encoded}">\n'
+def _interval(value: Sequence[float | None], scale: float) -> str:
+    mean, half = value
+    return f"{scale * (mean or 0.0):.2f}" + ("" if half is None else f" ± {scale * half:.2f}")

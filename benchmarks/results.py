@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks import environment
 
-SCHEMA = 1
-KINDS = ("cost", "phases", "pareto", "sweep")
+SCHEMA = 2
+KINDS = ("cost", "phases", "accuracy", "gpu")
 
 
 class BenchmarkError(ValueError):
@@ -23,11 +23,10 @@ class Result:
 
     Args:
         path: Its file.
-        kind: ``cost``, ``phases`` or ``pareto``.
+        kind: One of `KINDS`.
         settings: What was asked for; a measurement is resumed only with equal settings.
         environment: Where it was measured: see `benchmarks.environment.describe`.
-        data: What was measured, step by step.
-        summary: What follows from it.
+        data: What was measured; `benchmarks.summary` says what follows from it.
         complete: Whether nothing is left to measure.
     """
 
@@ -36,15 +35,17 @@ class Result:
     settings: dict[str, Any]
     environment: dict[str, Any]
     data: dict[str, Any] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
 
-    def measured(self) -> dict[str, dict[str, Any]]:
-        """The tables of `data` for which at least one round is complete."""
-        return {key: table for key, table in self.data.items() if any(table.get("samples", {}).values())}
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """The tables of step times in `data` for which at least one round is complete."""
+        found = {key: table for key, table in self.data.items() if isinstance(table, dict)}
+        return {key: table for key, table in found.items() if any(table.get("samples", {}).values())}
 
     def save(self) -> None:
-        """Write the file; one that is there is whole at any time."""
+        """Write the file, if anything was measured; one that is there is whole at any time."""
+        if not (self.tables() or self.data.get("runs") or self.data.get("facts")):
+            return
         self.environment["sessions"][-1] |= {
             "ended": environment.now(),
             "load_after": environment.load_average(),
@@ -55,91 +56,68 @@ class Result:
         draft.replace(self.path)
 
 
+def rounded(value: float) -> float:
+    """A measured number as it is kept: to four significant digits."""
+    short = float(f"{value:.4g}")
+    return int(short) if short.is_integer() else short
+
+
 def open_result(
     path: Path, kind: str, settings: dict[str, Any], *, resume: bool = False, overwrite: bool = False
 ) -> Result:
-    """Begin a measurement, or go on with one.
-
-    Args:
-        path: Its file.
-        kind: ``cost``, ``phases`` or ``pareto``.
-        settings: What is to be measured.
-        resume: Go on with the file if it is there.
-        overwrite: Replace the file if it is there.
-
-    Returns:
-        Result: With a session opened in its environment.
+    """Begin a measurement, or go on with one; a session is then opened in its environment.
 
     Raises:
         BenchmarkError: If the file is there and neither was asked for, or it cannot be gone on with.
     """
-    here = environment.describe()
-    result = Result(path, kind, settings, here)
+    if path.exists() and not (resume or overwrite):
+        raise BenchmarkError(f"{path} is there; --resume goes on with it, --overwrite replaces it")
+    result = Result(path, kind, json.loads(json.dumps(settings)), environment.describe())
     if path.exists() and resume:
         result = _resumable(load_result(path), result)
-    elif path.exists() and not overwrite:
-        raise BenchmarkError(f"{path} is there; --resume goes on with it, --overwrite replaces it")
-    _make_folder(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchmarkError(f"{path.parent}: {error.strerror}") from error
     session = {"started": environment.now(), "load_before": environment.load_average()}
     result.environment["sessions"].append(session)
     return result
 
 
 def _resumable(found: Result, wanted: Result) -> Result:
-    asked = json.loads(json.dumps(wanted.settings))
-    changed = [key for key in asked if asked[key] != found.settings.get(key)]
-    if found.kind != wanted.kind or changed:
-        raise BenchmarkError(
-            f"{found.path} was measured with other settings ({', '.join(changed)}); --overwrite replaces it"
-        )
-    other = environment.differences(found.environment, json.loads(json.dumps(wanted.environment)))
-    if other:
-        raise BenchmarkError(
-            f"{found.path} was measured elsewhere ({', '.join(other)} differ); --overwrite replaces it"
-        )
+    changed = [key for key, value in wanted.settings.items() if value != found.settings.get(key)]
+    other = environment.differences(found.environment, wanted.environment)
+    if found.kind != wanted.kind or changed or other:
+        why = f"with other settings ({', '.join(changed)})" if not other else f"elsewhere ({', '.join(other)} differ)"
+        raise BenchmarkError(f"{found.path} was measured {why}; --overwrite replaces it")
     return found
 
 
 def load_result(path: Path) -> Result:
     """Read a result file.
 
-    Args:
-        path: The file.
-
-    Returns:
-        Result: As it was saved.
-
     Raises:
         BenchmarkError: If it is not there, or not a result.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise BenchmarkError(f"{path}: {reason}") from error
-    except json.JSONDecodeError as error:
-        raise BenchmarkError(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA or content.get("kind") not in KINDS:
-        raise BenchmarkError(f"{path}: not a result of python -m benchmarks (schema {SCHEMA})")
-    try:
-        return Result(path, **content)
-    except TypeError as error:
-        raise BenchmarkError(f"{path}: not a result of python -m benchmarks: {error}") from error
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if content.pop("schema") == SCHEMA and content["kind"] in KINDS:
+            return Result(path, **content)
     except OSError as error:
-        raise BenchmarkError(f"{folder}: {error.strerror}") from error
+        raise BenchmarkError(f"{path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass  # it is something else
+    raise BenchmarkError(f"{path}: not a result of python -m benchmarks (schema {SCHEMA})")
 
 
 def _json(content: Any, indent: str = "") -> str:
-    """JSON with a line for each entry of a dictionary; lists without dictionaries are on one line."""
+    """JSON with a line for each entry of a dictionary; what is below a list is on one line."""
     inner = indent + " "
     if isinstance(content, dict) and content:
         lines = [f"{json.dumps(key)}: {_json(value, inner)}" for key, value in content.items()]
         return "{\n" + ",\n".join(inner + line for line in lines) + f"\n{indent}}}"
-    if isinstance(content, (list, tuple)) and any(isinstance(value, dict) for value in content):
-        return "[\n" + ",\n".join(inner + _json(value, inner) for value in content) + f"\n{indent}]"
+    if isinstance(content, list) and any(isinstance(value, dict) for value in content):
+        return (
+            "[\n" + ",\n".join(inner + json.dumps(value, separators=(",", ":")) for value in content) + f"\n{indent}]"
+        )
     return json.dumps(content, separators=(",", ":"), allow_nan=False)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.traffic import Traffic, count
 from sam_algos import AESAM, SAM, Method
+from tests.benchmarks.traffic import Traffic, count
 
 
 class NoStep(torch.optim.SGD):
@@ -19,13 +19,12 @@ class NoStep(torch.optim.SGD):
 
 def optimizer_side(method: Method, tensors: int, elements: int) -> Traffic:
     """A step whose passes only put gradients in place."""
-    model = nn.Module()
-    model.weights = nn.ParameterList(nn.Parameter(torch.ones(elements)) for _ in range(tensors))
+    model = nn.ParameterList(nn.Parameter(torch.ones(elements)) for _ in range(tensors))
     gradients = [[torch.ones(elements) for _ in range(tensors)] for _ in range(4)]
     optimizer = method.wrap(NoStep(model.parameters(), lr=0.1), model=model, total_steps=10)
 
     def closure() -> float:
-        for p, g in zip(model.weights, gradients.pop(), strict=True):
+        for p, g in zip(model, gradients.pop(), strict=True):
             p.grad = g
         return 1.0
 
@@ -53,3 +52,14 @@ def test_operations_on_small_tensors_do_not_depend_on_their_number() -> None:
 def test_a_flat_adaptive_step_reads_the_gradient_once_and_no_more() -> None:
     never = AESAM(lambda_1=100.0, lambda_2=100.0)
     assert optimizer_side(never, 20, 100_000).bytes / (20 * 100_000) <= 4.1
+
+
+def test_traffic_counts_what_operations_read_and_write() -> None:
+    a, b, out = torch.ones(100), torch.ones(100), torch.empty(100)
+    assert count(lambda: torch.add(a, b, out=out)).bytes == 1200
+    assert count(lambda: a.add_(b)).bytes == 1200
+    assert count(lambda: a.copy_(b)).bytes == 800
+    assert count(lambda: a.clone()).bytes == 800
+    assert count(lambda: torch._foreach_add_([a], [b])).bytes == 1200
+    views = count(lambda: a.view(10, 10).detach())
+    assert (views.bytes, views.operations) == (0, 0)

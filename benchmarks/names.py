@@ -1,0 +1,36 @@
+"""What users call the methods, and the one colour that each has in every plot."""
+
+from __future__ import annotations
+
+_NAMES = {
+    "sam": "SAM", "asam": "ASAM", "looksam": "LookSAM", "aesam": "AE-SAM", "aelooksam": "AE-LookSAM",
+    "sssam": "SS-SAM", "momentumsam": "Momentum-SAM", "esam": "ESAM", "friendlysam": "Friendly SAM",
+    "samon": "SAM-ON",
+}  # fmt: skip
+
+_COLORS = {
+    "SAM": "#0072b2", "ASAM": "#cc79a7", "LookSAM": "#009e73", "AE-SAM": "#d55e00", "AE-LookSAM": "#e69f00",
+    "SS-SAM": "#56b4e9", "Momentum-SAM": "#882255", "ESAM": "#117733", "Friendly SAM": "#aa4499", "SAM-ON": "#44aa99",
+    "Composer's SAM": "#555555", "pytorch_optimizer's SAM": "#999933", "pytorch_optimizer's LookSAM": "#c4c466",
+    "plain": "#000000",
+}  # fmt: skip
+_OTHERS = "#888888"
+
+
+def users_name(key: str, default: str | None = None) -> str:
+    """What users call a method.
+
+    Args:
+        key: Its name in ``METHODS``.
+        default: For a method that is not known here; the key itself if None.
+
+    Example:
+        >>> users_name("aesam"), users_name("newsam", "NewSAM")
+        ('AE-SAM', 'NewSAM')
+    """
+    return _NAMES.get(key, default or key)
+
+
+def color(name: str) -> str:
+    """The colour of what a table calls ``name``; what stands behind a comma does not matter."""
+    return _COLORS.get(name.partition(",")[0], _OTHERS)

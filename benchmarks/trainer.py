@@ -1,0 +1,134 @@
+"""What needs Composer: recipes, and the loop in its Trainer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from composer import Algorithm, Callback, Event, Logger, State, Trainer
+from composer.models import ComposerClassifier
+
+from benchmarks.contenders import Contender
+from benchmarks.results import BenchmarkError
+from benchmarks.timing import Rotation
+from benchmarks.workloads import Batch, Task
+from sam_algos import METHODS
+from sam_algos.recipes import Recipe, RecipeError, load_recipe
+from sam_algos.recipes.run import Run, prepare
+
+_ENDLESS = "1000000000ba"
+
+
+def plain_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
+    """A recipe without its sharpness-aware method."""
+    recipe = read_recipe(path, overrides)
+    return replace(recipe, algorithms={key: value for key, value in recipe.algorithms.items() if key not in METHODS})
+
+
+def read_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
+    """A recipe as it is; what is wrong with it is a `BenchmarkError`."""
+    try:
+        return load_recipe(path, overrides)
+    except RecipeError as error:
+        raise BenchmarkError(str(error)) from error
+
+
+def build(recipe: Recipe, folder: str) -> Run:
+    """Build a recipe's run with its files in a folder, and no checkpoints; what is wrong is a `BenchmarkError`."""
+    try:
+        quiet = replace(recipe, run_folder=f"{folder}/run", save_folder=None, progress_bar=False)
+        return prepare(quiet, "benchmark")
+    except RecipeError as error:
+        raise BenchmarkError(str(error)) from error
+
+
+def from_recipe(recipe: Recipe) -> Task:
+    """A recipe's network, optimizer and data, in a Trainer that trains until it is stopped."""
+    folder = tempfile.TemporaryDirectory()
+    trainer = build(replace(recipe, max_duration=_ENDLESS, scheduler=None, eval_interval=_ENDLESS), folder.name).trainer
+    trainer.state.evaluators = []
+    model: Any = trainer.state.model
+    return Task(model.module, trainer.state.optimizers[0], _batches(trainer.state), trainer=trainer, folder=folder)
+
+
+def _batches(state: State) -> Iterator[Batch]:
+    while True:
+        for batch in state.train_dataloader:  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+            yield state.device.batch_to_device(batch)
+
+
+def trainer_of(task: Task, batches: Sequence[Batch], classes: int) -> Trainer:
+    """A Trainer around a task, for some batches again and again."""
+    return Trainer(
+        model=ComposerClassifier(task.network, num_classes=classes), optimizers=task.optimizer,
+        train_dataloader=batches, max_duration=_ENDLESS, progress_bar=False,
+        device_train_microbatch_size=len(batches[0][1]),
+    )  # fmt: skip
+
+
+def trainer_loop(
+    trainer: Trainer, chosen: Mapping[str, Contender], rotation: Rotation, seat: Callable[[Any], Any]
+) -> None:
+    """Train in the Trainer, which gets another contender's optimizer with every batch."""
+    # First, so that the step's end is read before the other callbacks and the loggers act on it.
+    trainer.state.callbacks.insert(0, _InTurn(chosen, rotation, seat))
+    if not rotation.finished:
+        trainer.fit()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A contender in the Trainer: what of its state is the contender's own."""
+
+    seat: Any
+    algorithms: list[Algorithm]
+    scaler: Any
+
+    @classmethod
+    def make(cls, contender: Contender, state: State, logger: Logger, seat: Callable[[Any], Any]) -> _Place:
+        """Let a contender set itself up in the Trainer, whose state is afterwards as it was."""
+        before = tuple(state.optimizers), list(state.algorithms), state.scaler
+        algorithm = contender.method
+        if algorithm is None:
+            optimizer: Any = contender.wrap(state.optimizers[0], state.model)
+        else:
+            state.algorithms = [*before[1], algorithm]
+            for event in (Event.INIT, Event.AFTER_LOAD):
+                if algorithm.match(event, state):
+                    algorithm.apply(event, state, logger)
+            optimizer = state.optimizers[0]
+        place = cls(seat(optimizer), list(state.algorithms), state.scaler)
+        state.optimizers, state.algorithms, state.scaler = before  # pyright: ignore[reportAttributeAccessIssue]
+        return place
+
+    def take(self, state: State) -> None:
+        """The next step is this contender's."""
+        state.optimizers = (self.seat,)  # pyright: ignore[reportAttributeAccessIssue]
+        state.algorithms, state.scaler = self.algorithms, self.scaler
+
+
+class _InTurn(Callback):
+    """Puts the contender whose turn it is in place when a batch starts."""
+
+    def __init__(self, chosen: Mapping[str, Contender], rotation: Rotation, seat: Callable[[Any], Any]) -> None:
+        self._contenders = chosen
+        self._rotation = rotation
+        self._seat = seat
+        self._places: dict[str, _Place] = {}
+        self._name = ""
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._places = {name: _Place.make(c, state, logger, self._seat) for name, c in self._contenders.items()}
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self._name = self._rotation.turn()
+        self._places[self._name].take(state)
+        self._rotation.start()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._rotation.stop(self._name, self._places[self._name].seat.figures)
+        if self._rotation.finished:
+            state.stop_training()

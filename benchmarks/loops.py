@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import math
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Mapping
@@ -102,19 +101,13 @@ def closure_for(contender: Contender, optimizer: Any, task: Task, model: nn.Modu
 
         return losses
 
-    def closure(samples: Callable[[Batch], Batch] | None = None, *, fraction: float = 1.0, **_: Any) -> torch.Tensor:
+    def closure(samples: Callable[[Batch], Batch] = lambda batch: batch, **_: Any) -> torch.Tensor:
         optimizer.zero_grad()
-        loss = task.loss(model, samples(batch) if samples else _first(batch, fraction))
+        loss = task.loss(model, samples(batch))
         loss.backward()
         return loss
 
     return closure
-
-
-def _first(batch: Batch, fraction: float) -> Batch:
-    inputs, labels = batch
-    count = math.ceil(fraction * len(labels))
-    return inputs[:count], labels[:count]
 
 
 _STOP = -1

@@ -87,8 +87,8 @@ class LookSAM(Method):
         alpha (float): Length of the reused direction in units of ``‖g‖``. Default: ``0.3``. In a
             sweep over 0.05 … 1.0 on the digits with 40 % label noise (``rho=0.5``, 5 seeds), 0.3 and 0.5 were best
             and could not be told apart, for LookSAM and AE-LookSAM alike; at 1.0 training failed
-            (``benchmarks/results/alpha-looksam.md``, ``alpha-aelooksam.md``). The paper's 0.7 is for large-batch
-            vision transformers.
+            (``benchmarks/results/accuracy-alpha-looksam.md``, ``accuracy-alpha-aelooksam.md``). The paper's 0.7 is for
+            large-batch vision transformers.
 
     Raises:
         ValueError: If an argument is outside its range.

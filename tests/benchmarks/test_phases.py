@@ -153,7 +153,7 @@ def test_closures_are_as_the_steps_want_them():
     whole = closure()
     assert model.weight.grad is not None and closure(ddp_sync=False) == whole
     half = closure(lambda b: (b[0][:4], b[1][:4]))
-    assert half == closure(fraction=0.5) == task.loss(model, (batch[0][:4], batch[1][:4]))
+    assert half == task.loss(model, (batch[0][:4], batch[1][:4]))
     optimizer.zero_grad()
     losses = closure_for(contender(True), optimizer, task, model, batch)(lambda b: b)
     assert losses.shape == (8,) and model.weight.grad is None and losses.mean().item() == pytest.approx(whole.item())

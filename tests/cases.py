@@ -229,3 +229,12 @@ def distance(a: nn.Module, b: nn.Module) -> float:
     """The largest difference between the parameters and buffers of two models."""
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return max(float((x.double() - y.double()).abs().max()) for x, y in pairs if x.numel())
+
+
+def refused(optimizer: Any, closure: Any, error: Any, match: str) -> None:
+    """The step is refused, and leaves weights, state and memory as they were."""
+    model = optimizer._passes.model()
+    before = snapshot(model, optimizer)
+    with pytest.raises(error, match=match):
+        optimizer.step(closure)
+    assert same(snapshot(model, optimizer), before)

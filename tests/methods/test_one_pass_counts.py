@@ -174,23 +174,22 @@ def snapshot_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-class Metric:
+class Metric(nn.Module):
     """As a metric of torchmetrics is: a module whose states are a tensor and a list."""
 
-    class Module(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.total, self.values = torch.zeros(()), []
+    def __init__(self) -> None:
+        super().__init__()
+        self.total, self.values = torch.zeros(()), []
 
-        def update(self, h: Tensor) -> None:
-            self.total = self.total + h.sum()
-            self.values.append(h.mean())
+    def update(self, h: Tensor) -> None:
+        self.total = self.total + h.sum()
+        self.values.append(h.mean())
 
 
 class Measured(Body):
     def __init__(self) -> None:
         super().__init__()
-        self.metric = Metric.Module()
+        self.metric = Metric()
 
     def keep(self, h: Tensor) -> Tensor:
         self.metric.update(h.detach())

@@ -30,19 +30,10 @@ from tests.cases import (
     distance,
     make_batches,
     make_model,
+    refused,
     same,
-    snapshot,
     wrap,
 )
-
-
-def refused(optimizer: Any, closure: Any, error: Any, match: str) -> None:
-    """The step is refused, and leaves weights, state and memory as they were."""
-    model = optimizer._passes.model()
-    before = snapshot(model, optimizer)
-    with pytest.raises(error, match=match):
-        optimizer.step(closure)
-    assert same(snapshot(model, optimizer), before)
 
 
 class Remembers(Perturbation):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch.optim import Optimizer
 
+from sam_algos.core.closures import ClosurePasses
 from sam_algos.core.optimizer import SharpnessAwareOptimizer
 from sam_algos.core.options import Fraction, Options
 from sam_algos.core.parts import Parts, WholeBatch
-from sam_algos.core.passes import ClosurePasses, Passes
+from sam_algos.core.passes import Passes
 from sam_algos.core.replay import refuse_fsdp1
 from sam_algos.core.samples import AscentFraction
 

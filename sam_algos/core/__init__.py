@@ -7,12 +7,16 @@ module            what it knows
 `step`            what a part sees of the step that is being taken: a view that can be moved
 `optimizer`       the only step loop
 `evaluation`      runs the passes that the views ask for, each once
-`passes`          how a pass reaches the program around it; the one for hand-written loops
+`surroundings`    what every evaluation of an optimizer needs
+`passes`          how a pass reaches the program around it; `closures`, those of hand-written loops
+`memory`          what is remembered between steps
 `replay`          how a later pass repeats the first, with `streams` (random numbers) and `state` (of modules)
 `displacement`    moving the weights to ``w + ε`` and back, exactly
-`vector`          one tensor per parameter as one long vector, over `tensors` (lists) and `blocks` (parts of them)
-`selection`       some of a batch's samples
+`vector`          one tensor per parameter as one long vector, over `tensors` (lists), `blocks` (parts of them) and
+                  `shards` (of distributed ones)
+`selection`       some of a batch's samples; `samples`, the choice of them that is no paper's
 `names`           what a model calls its parameters, and which layers they belong to
+`profiling`       ranges for torch.profiler
 `wrapper`         looking like the base optimizer to everything around
 `options`         validation; the only module that words an error about an argument
 ================  ====================================================================================================

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from sam_algos.core.tensors import in_memory_order, is_sharded
+from sam_algos.core.shards import is_sharded
+from sam_algos.core.tensors import in_memory_order
 
 __all__ = ["BLOCK", "blocks"]
 

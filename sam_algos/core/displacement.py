@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sam_algos.core.tensors import local, shards
+from sam_algos.core.shards import local, local_parts
 
 __all__ = ["Displaced", "Displacement"]
 
 SMALL = 8192  # elements; up to here a call costs more than memory does
 _WIDE = (torch.float32, torch.float64)  # hold any scale; in float16 that of a vanishing gradient is no number
+
 
 class Displacement:
     """Makes `Displaced` points; one per optimizer. All it remembers is how parameters are stored.
@@ -41,7 +42,7 @@ class Displacement:
             scales: The factor of each direction, a scalar tensor.
             disposable: Whether the directions may be overwritten.
         """
-        weights = shards([p.data for p in params])
+        weights = local_parts([p.data for p in params])
         if [w.data_ptr() for w in weights] != self._storage.pointers:
             everything = {id(t): t for t in (*self._elsewhere(), *params)}.values()
             holders = Counter(local(t.data).untyped_storage().data_ptr() for t in everything)

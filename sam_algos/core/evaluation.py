@@ -11,17 +11,18 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from sam_algos.core import tensors
-from sam_algos.core.displacement import Displaced, Displacement
-from sam_algos.core.names import Name, Names
-from sam_algos.core.parts import Ascent, Parts
-from sam_algos.core.passes import Pass, Passes
+from sam_algos.core import shards, tensors
+from sam_algos.core.displacement import Displaced
+from sam_algos.core.names import Name
+from sam_algos.core.parts import Ascent
+from sam_algos.core.passes import Pass
 from sam_algos.core.profiling import span
 from sam_algos.core.replay import fresh_shards
 from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.surroundings import Surroundings
 from sam_algos.core.vector import Vector
 
-__all__ = ["Evaluation", "Overflow", "Point", "Surroundings"]
+__all__ = ["Evaluation", "Overflow", "Point"]
 
 
 class Overflow(Exception):
@@ -30,40 +31,9 @@ class Overflow(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """A point: the weights (None), or a displaced one; each is another."""
+    """A point: the weights themselves, or a displaced one; each is another."""
 
-    displaced: Displaced | None
-
-
-@dataclass
-class Surroundings:
-    """What the passes of every step of an optimizer need.
-
-    Attributes:
-        passes: How they reach the program.
-        parts: The parts, for what they declare.
-        names: What the model calls parameters.
-        displacement: Moves the weights.
-        groups: Gives the base optimizer's parameter groups.
-        state: Gives its state.
-        own_radii: Whether a group's entry ``rho`` is the radius of its perturbation.
-    """
-
-    passes: Passes
-    parts: Parts
-    names: Names
-    displacement: Displacement
-    groups: Callable[[], list[dict[str, Any]]]
-    state: Callable[[], Any]
-    own_radii: bool
-
-    def __post_init__(self) -> None:
-        """Collect what the parts declare."""
-        after_the_ascent = (*self.parts.descent.tree(), *self.parts.samples.tree())
-        self.keeps_gradient = any(part.reads_gradient for part in after_the_ascent)
-        self.reads_losses = self.parts.reader("reads_losses") is not None
-        needs = self.parts.reader("reads_gradient") or self.parts.reader("reads_losses")
-        self.one_pass = needs is None and not self.parts.perturbation.own_pass
+    displaced: Any = None
 
 
 @dataclass
@@ -107,7 +77,7 @@ class Evaluation:
         self.repeatable = True
         self._around = around
         self._closure = closure
-        self._here = Point(None)
+        self._here = Point()
         # What is known of a point is let go with the last view from it, so that many points cost no more than one.
         self._results: WeakKeyDictionary[Point, dict[Selection, _Result]] = WeakKeyDictionary()
         self._climbing = False
@@ -184,7 +154,7 @@ class Evaluation:
         """What the base optimizer's state has under a name."""
         state = self._around.state()
         found = [(p, value) for p in self.params if p in state and (value := state[p].get(buffer)) is not None]
-        return Vector([p for p, _ in found], tensors.shards([value for _, value in found]))
+        return Vector([p for p, _ in found], shards.local_parts([value for _, value in found]))
 
     def _scales(self, params: list[Tensor], scale: Tensor) -> list[Tensor]:
         """``ρ · scale`` for each parameter, with its group's own radius where it has one."""
@@ -200,7 +170,7 @@ class Evaluation:
     def _run(self, point: Point | None, selection: Selection, synchronized: bool, with_gradient: bool) -> _Result:
         """Run a pass, and take in what it leaves."""
         if self._ran and not self.repeatable:
-            raise RuntimeError("A part asks for a second pass; a perturbation that reads gradients has own_pass = True.")
+            raise RuntimeError("A part asks for a second pass; a perturbation that reads one has own_pass = True.")
         plan = Pass(
             params=self.params,
             selection=selection,
@@ -215,11 +185,8 @@ class Evaluation:
             p.grad = None  # closures must not zero gradients that are kept, or that hold the displaced weights
         self.latest = None
         run = self._around.passes.again if self._ran else self._around.passes.first
-        with fresh_shards(self._around.passes.model()) if tensors.is_sharded(self.params) else nullcontext():
-            if point is None:
-                outcome = run(self._closure, plan)
-            else:
-                outcome = self._run_displaced(point, run, plan)
+        with fresh_shards(self._around.passes.model()) if shards.is_sharded(self.params) else nullcontext():
+            outcome = run(self._closure, plan) if point is None else self._run_displaced(point.displaced, run, plan)
         self._ran += 1
         share = 1.0 if outcome is None else outcome.share
         if with_gradient:
@@ -237,9 +204,9 @@ class Evaluation:
         self._known(point)[selection] = result
         return result
 
-    def _run_displaced(self, point: Point, run: Callable[..., Any], plan: Pass) -> Any:
+    def _run_displaced(self, displaced: Displaced, run: Callable[..., Any], plan: Pass) -> Any:
         torch.clear_autocast_cache()  # it holds the weights of another point, in half precision
-        with _spanned(point.displaced):
+        with _spanned(displaced):
             outcome = run(self._closure, plan)
         torch.clear_autocast_cache()
         return outcome
@@ -250,11 +217,11 @@ class Evaluation:
         grads: list[Any] = [p.grad for p in params]
         if any([g.layout is not torch.strided for g in grads]):
             self._refuse_sparse(params)
-        values = tensors.shards(grads)
+        values = shards.local_parts(grads)
         if self.repeatable and (self._ran == 1 or self._climbing):  # its memory may soon hold displaced weights
             tensors.own_(values, params)
             for p, value, g in zip(params, values, grads, strict=True):
-                if value is not g and not tensors.is_sharded([p]):
+                if value is not g and not shards.is_sharded([p]):
                     p.grad = value
         gradient = Vector(params, values, is_gradient=True)
         if self._ran == 1 and params:
@@ -281,5 +248,3 @@ def _spanned(displaced: Displaced) -> Iterator[None]:
     finally:
         with span("sam/restore"):
             displaced.__exit__()
-
-

@@ -11,22 +11,23 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sam_algos.core import tensors
+from sam_algos.core import shards, tensors
 from sam_algos.core.displacement import Displacement
-from sam_algos.core.evaluation import Evaluation, Overflow, Surroundings
+from sam_algos.core.evaluation import Evaluation, Overflow
+from sam_algos.core.memory import apart, commit, fresh, holds_vectors, restored
 from sam_algos.core.names import Names
 from sam_algos.core.options import is_number
 from sam_algos.core.parts import Ascent, Decision, Memory, Parts, Update
 from sam_algos.core.passes import Passes
 from sam_algos.core.profiling import span
 from sam_algos.core.step import Step
+from sam_algos.core.surroundings import Surroundings
 from sam_algos.core.vector import Vector
 from sam_algos.core.wrapper import WrappedOptimizer
 
 __all__ = ["SharpnessAwareOptimizer"]
 
 _REQUIRED: Any = object()
-_COUNTERS = ("step", "sharp", "nonfinite")
 
 
 class _NoDirection(Exception):
@@ -87,7 +88,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         self._passes = passes
         self._synchronize_ascent = synchronize or parts.reader("reads_gradient") is not None
         self._nonfinite: Literal["pass", "skip"] = nonfinite
-        self._memory: dict[str, Any] = {**dict.fromkeys(_COUNTERS, 0), **parts.initial()}
+        self._memory: dict[str, Any] = fresh(parts)
         self._surroundings = Surroundings(
             passes=passes,
             parts=parts,
@@ -122,12 +123,11 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         step, decision = Step(evaluation, self._memory["policy"]), Decision(False)
         try:
             decision = self._parts.policy.decide(step)
-            policy = _apart(decision.remember)
+            policy = apart(decision.remember)
             update, remember = self._update(step, evaluation, decision)
-            remember = {axis: _apart(memory, update.gradient) for axis, memory in remember.items()}
+            remember = {axis: apart(memory, update.gradient) for axis, memory in remember.items()}
             if self._finish(evaluation, update):
-                stepped = self._base_step({"policy": policy, **remember})
-                self._commit(evaluation, {"policy": policy, **remember}, stepped)
+                self._take(evaluation, {"policy": policy, **remember})
             loss = evaluation.loss
         except Overflow:
             loss = self._finish(evaluation, None)
@@ -148,7 +148,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             if ascent is None or not ascent.direction:
                 raise _NoDirection
             written = [ascent.direction] if ascent.disposable or ascent.direction.is_gradient else []
-            remember["perturbation"] = _apart(ascent.remember, *written)
+            remember["perturbation"] = apart(ascent.remember, *written)
             return ascent
 
         own = step.view(self._memory["descent"], synchronized=True)
@@ -184,33 +184,21 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         for p in evaluation.params:
             p.grad = None
         for p, value in zip(gradient.params, gradient.values, strict=True):
-            p.grad = tensors.wrap_like(value, p)
+            p.grad = shards.wrap_like(value, p)
 
     def _is_finite(self) -> bool:
         """Whether the final gradient is finite; the same answer on every process, as that gradient is synchronised."""
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = tensors.norm(tensors.shards([p.grad for p in params]), params)
+        norm = tensors.norm(shards.local_parts([p.grad for p in params]), params)
         return not params or bool(norm.isfinite())
 
-    def _base_step(self, remember: Mapping[str, Memory]) -> set[int]:
-        """Step from the clean weights; returns which parameters were stepped, where something is remembered of them."""
-        vectors = any(isinstance(value, Vector) for memory in remember.values() for value in memory.values())
-        params = [p for group in self.param_groups for p in group["params"]] if vectors else []
+    def _take(self, evaluation: Evaluation, remember: Mapping[str, Memory]) -> None:
+        """Step from the clean weights, and remember."""
+        params = [p for group in self.param_groups for p in group["params"]] if holds_vectors(remember) else []
         stepped = {id(p) for p in params if p.grad is not None}
         with span("sam/base step"):
             self.base_optimizer.step()
-        return stepped
-
-    def _commit(self, evaluation: Evaluation, remember: Mapping[str, Memory], stepped: set[int]) -> None:
-        """Remember; after the base optimizer's step, which finding foreign state would not create its own."""
-        for axis, memory in remember.items():
-            numbers = {name: value for name, value in memory.items() if not isinstance(value, Vector)}
-            self._memory[axis] = {**self._memory[axis], **numbers}
-            for name in memory.keys() - numbers.keys():
-                vector = memory[name]
-                for p, value in zip(vector.params, vector.values, strict=True):
-                    if id(p) in stepped:
-                        self.state[p][name] = tensors.wrap_like(value, p)
+        commit(self._memory, remember, stepped, self.state)
         self._memory["step"] += 1
         self._memory["sharp"] += int(evaluation.climbed)
 
@@ -246,7 +234,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         if all("lr" in group for group in self.param_groups):
             return all(float(group["lr"]) == 0 for group in self.param_groups)
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        return not any(bool(tensors.local(g).any()) for g in grads)
+        return not any(bool(shards.local(g).any()) for g in grads)
 
     def method_state_dict(self) -> dict[str, Any]:
         """What the method remembers between steps, in Python numbers; ``state_dict`` holds all the rest.
@@ -256,18 +244,8 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         return copy.deepcopy(self._memory)
 
     def load_method_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `method_state_dict` returned.
-
-        The counters are those of the run, and survive a change of method; what a part remembers is passed over where
-        it remembers other things.
-        """
-        memory = {**dict.fromkeys(_COUNTERS, 0), **self._parts.initial()}
-        for key, value in memory.items():
-            found = state.get(key)
-            fits = isinstance(found, Mapping) and found.keys() == value.keys() if key not in _COUNTERS else None
-            if fits or (fits is None and type(found) is int):
-                memory[key] = copy.deepcopy(found)
-        self._memory = memory
+        """Restore what `method_state_dict` returned; the counters also where another method wrote it."""
+        self._memory = restored(self._parts, state)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; an entry ``rho`` is the group's own radius."""
@@ -293,16 +271,3 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
     def __repr__(self) -> str:
         """The parts around the base optimizer."""
         return f"{self._parts!r} around {self.base_optimizer!r}"
-
-
-def _apart(memory: Memory, *written: Vector) -> Memory:
-    """The same, with vectors that share no memory with gradients, or with what else will be written into."""
-    if not any(isinstance(value, Vector) for value in memory.values()):
-        return memory
-    taken = {value.data_ptr() for vector in written for value in vector.values}
-    return {name: _clone_of(value, taken) if isinstance(value, Vector) else value for name, value in memory.items()}
-
-
-def _clone_of(vector: Vector, taken: set[int]) -> Vector:
-    values = [v.clone() if vector.is_gradient or v.data_ptr() in taken else v for v in vector.values]
-    return Vector(vector.params, values)

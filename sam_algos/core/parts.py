@@ -131,7 +131,7 @@ class Part(Options, ABC):
         """The numbers that it remembers before the first step."""
         return {}
 
-    def check(self, optimizer: Optimizer) -> None:  # noqa: B027  (most parts take any optimizer)
+    def check(self, optimizer: Optimizer) -> None:
         """Refuse a base optimizer that it cannot work with.
 
         Raises:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sam_algos.core import tensors
+from sam_algos.core import shards, tensors
 from sam_algos.core.selection import tensors_in
 from sam_algos.core.state import Keepers, ModuleState
 from sam_algos.core.streams import RandomStreams
@@ -33,9 +33,10 @@ class Replay:
     """
 
     def __init__(self) -> None:
+        self._model: Any = None
         self._keepers = Keepers()
         self._changing: list[Tensor] = []
-        self._checked: tuple[list[Tensor], Tensor] | None = None
+        self._checked: tuple[Sequence[Tensor], Tensor] | None = None
         self._batch: list[tuple[Tensor, int, Tensor]] = []
         self._before: Any = None
 
@@ -43,9 +44,7 @@ class Replay:
         """Copy and pickle as a new one: what was found are parts of the original's model."""
         return Replay, ()
 
-    def record(
-        self, model: nn.Module, params: Sequence[Tensor], batch: Any = None, *, narrowed: bool = False
-    ) -> None:
+    def record(self, model: nn.Module, params: Sequence[Tensor], batch: Any = None, *, narrowed: bool = False) -> None:
         """Record the state that the first pass is about to start from.
 
         Args:
@@ -110,7 +109,7 @@ class Replay:
 
 
 def _is_plain(p: Tensor) -> bool:
-    return (p.is_floating_point() or p.is_complex()) and not tensors.is_sharded([p])
+    return (p.is_floating_point() or p.is_complex()) and not shards.is_sharded([p])
 
 
 @contextmanager
@@ -130,12 +129,11 @@ def fresh_shards(model: nn.Module) -> Iterator[None]:
 
 
 def _reshard(model: nn.Module) -> None:
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # which takes more than a second to import
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # which takes more than a second to import
     for module in model.modules() if fsdp is not None else ():
         if isinstance(module, fsdp.FSDPModule):
-            module.reshard()
-
-
+            sharded: Any = module
+            sharded.reshard()
 
 
 def refuse_fsdp1(method: str, model: nn.Module, *, configured: bool = False) -> None:

@@ -114,7 +114,7 @@ class ModuleState:
                 del owner[name]
             for name, (buffer, value) in kept.items():
                 owner[name] = buffer
-                if buffer is not None:
+                if buffer is not None and value is not None:
                     buffer.copy_(value)
         for p, data, value in self._parameters:
             p.data = data

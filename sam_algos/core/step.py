@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sam_algos.core import tensors
+from sam_algos.core import shards
 from sam_algos.core.names import Name
 from sam_algos.core.selection import EVERYTHING, Rows, Selection, largest
 from sam_algos.core.vector import Vector
@@ -103,7 +103,7 @@ class Step:
 
     def weights(self, params: list[Tensor]) -> list[Tensor]:
         """This rank's part of the value ``w`` of each parameter; not to be written into."""
-        return tensors.shards([p.data for p in params])
+        return shards.local_parts([p.data for p in params])
 
     def recall(self, buffer: str) -> Vector:
         """What the base optimizer's state has under a name, its own or remembered by a part; empty if nothing yet."""
@@ -117,7 +117,7 @@ class Step:
         """A vector of standard normal numbers, drawn as by `random`; with sharded parameters, this rank's part."""
         bits = self.random(seed).getrandbits(63)
         streams = {d: torch.Generator(d).manual_seed(bits) for d in {p.device for p in self.params}}
-        return Vector(self.params, [tensors.normal_like(p, streams[p.device]) for p in self.params])
+        return Vector(self.params, [shards.normal_like(p, streams[p.device]) for p in self.params])
 
     def view(self, memory: Mapping[str, Any], *, synchronized: bool) -> Step:
         """The same place as another part sees it."""

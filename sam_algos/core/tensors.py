@@ -7,7 +7,6 @@ are those of the whole vector: a shard's own norm would be a silent error.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,63 +15,29 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
+from sam_algos.core.shards import is_sharded, sum_over_shards
+
 __all__ = [
     "HostValue",
     "add_scaled_",
     "dot",
     "filter_norms",
     "in_memory_order",
-    "is_sharded",
     "largest",
-    "local",
     "norm",
-    "normal_like",
     "norms",
     "orthogonalize_",
     "own_",
     "reciprocal",
     "scale_",
     "scaled",
-    "shards",
-    "wrap_like",
 ]
 
 SMALL = 2048  # elements: up to here copying a tensor costs less than a call
 CACHED = 131072  # elements: so many in all are still in a core's cache when they have been copied
 FEW = 4  # scalars: so many are added in less time than they are stacked
-_PLAIN = {Tensor, torch.nn.Parameter}
 _DOTTED = {torch.float32, torch.float64}  # what torch.dot multiplies without losing digits
 TINY = 1e-18  # a smaller norm may be what underflow has left: the square of 1e-19 is float32's smallest normal number
-
-
-def _sharded_type() -> Any:
-    """The class of sharded tensors, ``DTensor``; none where its module, which takes half a second, was not imported."""
-    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor: the shard of a DTensor, anything else as it is."""
-    return tensor.to_local() if is_sharded([tensor]) else tensor  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def wrap_like(shard: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `local`: ``shard`` as a tensor distributed like ``like``."""
-    if not is_sharded([like]):
-        return shard
-    distributed: Any = like
-    return _sharded_type().from_local(
-        shard,
-        distributed.device_mesh,
-        distributed.placements,
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
-    )
-
-
-def shards(values: Sequence[Any]) -> list[Any]:
-    """This rank's part of each tensor; None stays None."""
-    return [local(v) for v in values] if is_sharded(values) else list(values)
 
 
 def own_(values: list[Tensor], like: Sequence[Tensor]) -> None:
@@ -99,7 +64,7 @@ def norms(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     for found in {v.dtype for v in values}:
         dtype = torch.promote_types(dtype, found.to_real())
     each = torch.stack(_together(torch._foreach_norm(_reals(values), 2, dtype=dtype)))
-    return each if not is_sharded(like) else _sum_over_shards(each.square(), like).sqrt()
+    return each if not is_sharded(like) else sum_over_shards(each.square(), like).sqrt()
 
 
 def filter_norms(values: Tensor, like: Any) -> Tensor:
@@ -127,7 +92,7 @@ def largest(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     """``max |values|`` over all tensors as one vector; a scalar tensor."""
     peaks = [v.abs().max() if v.numel() else v.new_zeros((), dtype=v.dtype.to_real()) for v in values]
     each = torch.stack(_together(peaks))
-    return _sum_over_shards(each.to(torch.promote_types(each.dtype, torch.float32)), like, dist.ReduceOp.MAX).max()
+    return sum_over_shards(each.to(torch.promote_types(each.dtype, torch.float32)), like, dist.ReduceOp.MAX).max()
 
 
 def dot(a: Sequence[Tensor], b: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
@@ -139,7 +104,7 @@ def dot(a: Sequence[Tensor], b: Sequence[Tensor], like: Sequence[Tensor]) -> Ten
     each = [_inner(x, y) for x, y in pairs]
     if not like and len(each) <= FEW:
         return sum(each[1:], start=each[0])
-    return _sum_over_shards(torch.stack(_together(each)), like).sum()
+    return sum_over_shards(torch.stack(_together(each)), like).sum()
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
@@ -249,36 +214,3 @@ def _together(scalars: Sequence[Tensor]) -> list[Tensor]:
     """The scalars on one device, for models that span several."""
     device = scalars[0].device
     return list(scalars) if len({s.device for s in scalars}) == 1 else [s.to(device) for s in scalars]
-
-
-def is_sharded(like: Sequence[Any]) -> bool:
-    """Whether any of them is a DTensor."""
-    kinds = set(map(type, like))
-    return not kinds <= _PLAIN and any(issubclass(kind, _sharded_type()) for kind in kinds)
-
-
-def _sum_over_shards(each: Tensor, like: Sequence[Tensor], op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    """Complete per-tensor sums over the ranks that hold the other shards of each tensor."""
-    groups: dict[tuple, list[int]] = {}
-    p: Any
-    for i, p in enumerate(like if is_sharded(like) else ()):
-        if is_sharded([p]):
-            sharded = tuple(dim for dim, placement in enumerate(p.placements) if placement.is_shard())
-            groups.setdefault((p.device_mesh, sharded), []).append(i)
-    for (mesh, sharded), members in groups.items():
-        part = each[members]
-        for dim in sharded:
-            dist.all_reduce(part, op=op, group=mesh.get_group(dim))
-        each[members] = part
-    return each
-
-
-def normal_like(p: Any, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers like ``p``: of a sharded one, this rank's part of what all ranks draw alike."""
-    drawn = torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device)
-    if not is_sharded([p]):
-        return drawn
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
-    return drawn[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))].clone()

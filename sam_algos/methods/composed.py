@@ -15,8 +15,8 @@ __all__ = ["SharpnessAware"]
 class SharpnessAware(Method):
     """Any combination of parts.
 
-    **Idea.** When, how, what and on which samples are independent choices; see `sam_algos.core.parts`. The named methods
-    are such combinations, and ``SharpnessAware()`` is SAM.
+    **Idea.** When, how, what and on which samples are independent choices; see `sam_algos.core.parts`. The named
+    methods are such combinations, and ``SharpnessAware()`` is SAM.
 
     **Equation.** ``w ← w - η descent(g, ∇L(w + ε))`` where the policy says so, ``w ← w - η descent(g)`` elsewhere.
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import Method, SharpnessAwareOptimizer
-from sam_algos.core.passes import ClosurePasses, Outcome, Pass
+from sam_algos.core.closures import ClosurePasses
+from sam_algos.core.passes import Outcome, Pass
 from sam_algos.core.selection import EVERYTHING, Selection
 from tests.cases import (
     Closure,

@@ -67,7 +67,12 @@ def test_every_part_has_a_name(axis: str, name: str) -> None:
 
 def test_names_in_any_spelling() -> None:
     (method,) = build_algorithms(
-        {"sharpness_aware": {"perturbation": {"name": "ProjectedAscent", "steps": 3}, "samples": {"name": "ascent_fraction"}}}
+        {
+            "sharpness_aware": {
+                "perturbation": {"name": "ProjectedAscent", "steps": 3},
+                "samples": {"name": "ascent_fraction"},
+            }
+        }
     )
     assert method == SharpnessAware(perturbation=ProjectedAscent(steps=3), samples=AscentFraction())
     assert build_algorithms({"sharpness_aware": {"perturbation": {"name": "p_norm"}}})[0].perturbation == PNorm()

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from sam_algos import METHODS, SAM
-from sam_algos.core import tensors
+from sam_algos.core import shards, tensors
 from sam_algos.core.selection import EVERYTHING, Selection
 from tests.trainer.distributed.tasks import closure, convolutional, loader, method, samples, whole
 
@@ -103,7 +103,7 @@ def sums(folder: Path) -> dict[str, Any]:
     lone, pairs = values[-1].unbind(), [pair.unbind() for pair in values[:-1]]
     like = [distribute_tensor(a, *place) for (a, _), place in zip(pairs, places, strict=True)] + [lone[0]]
     other = [distribute_tensor(b, *place) for (_, b), place in zip(pairs, places, strict=True)] + [lone[1]]
-    a, b = [tensors.local(t) for t in like], [tensors.local(t) for t in other]
+    a, b = [shards.local(t) for t in like], [shards.local(t) for t in other]
     filters = [tensors.filter_norms(x, p).expand_as(x) for x, p in zip(a, like, strict=True)]
     return {
         "whole": values,
@@ -111,7 +111,7 @@ def sums(folder: Path) -> dict[str, Any]:
         "norm": tensors.norm(a, like),
         "dot": tensors.dot(a, b, like),
         "largest": tensors.largest(a, like),
-        "filters": [whole(tensors.wrap_like(x, p)) for x, p in zip(filters, like, strict=True)],
+        "filters": [whole(shards.wrap_like(x, p)) for x, p in zip(filters, like, strict=True)],
     }
 
 

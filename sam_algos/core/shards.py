@@ -1,0 +1,78 @@
+"""Sharded tensors (DTensor): this rank's part of them, and what completes it over the ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["is_sharded", "local", "local_parts", "normal_like", "sum_over_shards", "wrap_like"]
+
+_PLAIN = {Tensor, torch.nn.Parameter}
+
+
+def _sharded_type() -> Any:
+    """The class of sharded tensors, ``DTensor``; none where its module, which takes half a second, was not imported."""
+    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor: the shard of a DTensor, anything else as it is."""
+    return tensor.to_local() if is_sharded([tensor]) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def wrap_like(shard: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `local`: ``shard`` as a tensor distributed like ``like``."""
+    if not is_sharded([like]):
+        return shard
+    distributed: Any = like
+    return _sharded_type().from_local(
+        shard,
+        distributed.device_mesh,
+        distributed.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
+
+
+def local_parts(values: Sequence[Any]) -> list[Any]:
+    """This rank's part of each tensor; None stays None."""
+    return [local(v) for v in values] if is_sharded(values) else list(values)
+
+
+def is_sharded(like: Sequence[Any]) -> bool:
+    """Whether any of them is a DTensor."""
+    kinds = set(map(type, like))
+    return not kinds <= _PLAIN and any(issubclass(kind, _sharded_type()) for kind in kinds)
+
+
+def sum_over_shards(each: Tensor, like: Sequence[Tensor], op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """Complete per-tensor sums over the ranks that hold the other shards of each tensor."""
+    groups: dict[tuple, list[int]] = {}
+    p: Any
+    for i, p in enumerate(like if is_sharded(like) else ()):
+        if is_sharded([p]):
+            sharded = tuple(dim for dim, placement in enumerate(p.placements) if placement.is_shard())
+            groups.setdefault((p.device_mesh, sharded), []).append(i)
+    for (mesh, sharded), members in groups.items():
+        part = each[members]
+        for dim in sharded:
+            dist.all_reduce(part, op=op, group=mesh.get_group(dim))
+        each[members] = part
+    return each
+
+
+def normal_like(p: Any, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers like ``p``: of a sharded one, this rank's part of what all ranks draw alike."""
+    drawn = torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device)
+    if not is_sharded([p]):
+        return drawn
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+    return drawn[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))].clone()

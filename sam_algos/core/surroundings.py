@@ -1,0 +1,45 @@
+"""What the passes of every step of an optimizer need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sam_algos.core.displacement import Displacement
+from sam_algos.core.names import Names
+from sam_algos.core.parts import Parts
+from sam_algos.core.passes import Passes
+
+__all__ = ["Surroundings"]
+
+
+@dataclass
+class Surroundings:
+    """What the passes of every step of an optimizer need.
+
+    Attributes:
+        passes: How they reach the program.
+        parts: The parts, for what they declare.
+        names: What the model calls parameters.
+        displacement: Moves the weights.
+        groups: Gives the base optimizer's parameter groups.
+        state: Gives its state.
+        own_radii: Whether a group's entry ``rho`` is the radius of its perturbation.
+    """
+
+    passes: Passes
+    parts: Parts
+    names: Names
+    displacement: Displacement
+    groups: Callable[[], list[dict[str, Any]]]
+    state: Callable[[], Any]
+    own_radii: bool
+
+    def __post_init__(self) -> None:
+        """Collect what the parts declare."""
+        after_the_ascent = (*self.parts.descent.tree(), *self.parts.samples.tree())
+        self.keeps_gradient = any(part.reads_gradient for part in after_the_ascent)
+        self.reads_losses = self.parts.reader("reads_losses") is not None
+        needs = self.parts.reader("reads_gradient") or self.parts.reader("reads_losses")
+        self.one_pass = needs is None and not self.parts.perturbation.own_pass

@@ -68,15 +68,14 @@ class Method(Options, WrapsOptimizer, ABC):
     def __post_init__(self) -> None:
         """Check the arguments, and that their parts can be combined."""
         super().__post_init__()
-        chosen = self.parts().samples
-        why = self.composition().conflict()
+        if (conflict := self.parts().conflict()) is not None:
+            raise ValueError(f"{type(self).__name__}: {conflict}.")
         if self.ascent_fraction == 1:
-            if why is not None:
-                raise ValueError(f"{type(self).__name__}: {chosen!r} cannot be combined {why}.")
             return
-        if not isinstance(chosen, WholeBatch):
+        parts, why = self.composition(), None
+        if not isinstance(chosen := self.parts().samples, WholeBatch):
             why = f"with {type(chosen).__name__}, which chooses the samples itself"
-        if why is not None:
+        if (why := why or parts.samples.conflict(parts)) is not None:
             raise ValueError(
                 f"{type(self).__name__}(ascent_fraction={self.ascent_fraction!r}): ascent_fraction must be 1 {why}."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -16,8 +17,6 @@ from sam_algos.core.selection import EVERYTHING, First, Selection
 from sam_algos.core.shards import local
 
 __all__ = ["ClosurePasses"]
-
-_Gradients = dict[Tensor, tuple[Tensor, int]]  # of parameters, with their versions
 
 
 class ClosurePasses(Passes):
@@ -37,28 +36,29 @@ class ClosurePasses(Passes):
         super().__init__(selects)
         self._model = model
         self._total_steps = total_steps
-        self._left: tuple[Tensor, Tensor, int] | None = None
+        self._left: tuple[Tensor | None, list[tuple[int, int]]] | None = None
+        self._strangers: _Strangers | None = None
 
     def first(self, closure: Callable[..., Any], plan: Pass) -> Outcome:
         """Run the closure; under ``no_sync()`` where the model has it and no synchronisation is wanted."""
         refuse_trainers(closure)
-        strangers = self._take_away_gradients(plan.params)
+        self._strangers = _Strangers(plan.params) if self._holds_strangers(plan.params) else None
         if plan.repeatable:
             with span("sam/replay"):
                 self._replay.record(self._model, plan.params, narrowed=isinstance(plan.selection, First))
-        outcome = self._call(closure, plan, strangers)
-        _refuse_accumulated(strangers)
-        without = plan.gradient and not any(p.grad is not None for p in plan.params)
-        if without and any(p.requires_grad for p in plan.params):
-            raise RuntimeError(
-                "The closure left no gradient on any parameter of the optimizer: it has to call loss.backward()."
-            )
+        outcome = self._call(closure, plan)
+        if self._strangers is not None:
+            self._strangers.refuse_if_kept()
+            self._strangers = None
+        _refuse_no_gradient(outcome.loss, plan)
         return outcome
 
     def again(self, closure: Callable[..., Any], plan: Pass) -> Outcome:
         """Run the closure again."""
         with span("sam/replay"), self._replay.again():
-            return self._call(closure, plan)
+            outcome = self._call(closure, plan)
+            _refuse_no_gradient(outcome.loss, plan)
+            return outcome
 
     def progress(self, index: int) -> float | None:
         """``index / total_steps``, at most 1."""
@@ -69,54 +69,115 @@ class ClosurePasses(Passes):
         return self._model
 
     def settle(self, params: list[Tensor]) -> None:
-        """Remember a gradient that this step leaves, so that the next can tell it from a stranger's."""
+        """Remember the gradients that this step leaves, so that the next can tell them from a stranger's."""
         super().settle(params)
-        found = next((p for p in reversed(params) if p.grad is not None), None)
-        self._left = None if found is None or found.grad is None else (found, found.grad, found.grad._version)
+        there = [p.grad for p in params if p.grad is not None and p.grad.layout is torch.strided]
+        smallest = min(there, key=Tensor.numel, default=None)  # held, so that no other can take its place in memory
+        self._left = (smallest, [(g.data_ptr(), g._version) for g in map(local, there)])
 
-    def _call(self, closure: Callable[..., Any], plan: Pass, strangers: _Gradients | None = None) -> Outcome:
+    def _call(self, closure: Callable[..., Any], plan: Pass) -> Outcome:
         synchronized = self._synchronizes(plan)
         unsynchronized: Any = nullcontext if synchronized else self._model.no_sync
         noted = _Noted(plan.selection)
         with span("sam/pass"), unsynchronized(), torch.set_grad_enabled(plan.gradient):
             loss = _on_samples(closure, noted) if self._selects else closure()
-            if loss is None:
-                raise TypeError("The closure returned None: it has to end with `return loss`.")
-            losses = loss if isinstance(loss, Tensor) and loss.ndim == 1 else None
+            losses = _losses_of_samples(loss, plan)
             if losses is not None:
                 loss = losses.mean()
-                if plan.gradient and loss.requires_grad and _are_untouched(plan.params, strangers or {}):
-                    for p in strangers or ():
-                        p.grad = None
+                if self._strangers is not None and self._strangers.are_untouched():
+                    for p in plan.params:
+                        p.grad = None  # which such a closure leaves to the step
+                if plan.gradient and loss.requires_grad and not any(p.grad is not None for p in plan.params):
                     loss.backward()
-        if plan.losses and losses is None:
-            raise TypeError(
-                "This method needs the loss of each sample: the closure has to return them as a vector, and leave "
-                "zero_grad(), mean() and backward() to the step, e.g. def closure(samples): inputs, labels = "
-                "samples((x, y)); return cross_entropy(model(inputs), labels, reduction='none')."
-            )
-        return Outcome(loss, None if losses is None else losses.detach(), noted.share(), synchronized)
+        return Outcome(loss, None if losses is None else losses.detach(), noted.chosen(), synchronized)
 
-    def _take_away_gradients(self, params: list[Tensor]) -> _Gradients:
-        """Remove the gradients of the step before; returns any others that are not zero, which stay."""
-        there = [p for p in params if p.grad is not None]
-        theirs = () if self._are_left_overs() else there
-        if any(_is_nonzero(p.grad) for p in theirs if p.grad is not None):
-            return {p: (p.grad, p.grad._version) for p in there if p.grad is not None}
-        for p in there:
-            p.grad = None
+    def _holds_strangers(self, params: list[Tensor]) -> bool:
+        """Remove the gradients of the step before; whether there are any others that are not zero, which stay."""
+        there = [p.grad for p in params if p.grad is not None]
+        smallest, left = self._left or (None, [])
         self._left = None
-        return {}
-
-    def _are_left_overs(self) -> bool:
-        if self._left is None:
-            return False
-        p, gradient, version = self._left
-        return p.grad is gradient and gradient._version == version
+        dense = [local(g) for g in there if g.layout is torch.strided]
+        ours = any(g is smallest for g in there) and left == [(g.data_ptr(), g._version) for g in dense]
+        if not ours and any(map(_is_nonzero, there)):
+            return True
+        for p in params:
+            p.grad = None
+        return False
 
 
 def _is_nonzero(gradient: Tensor) -> bool:
     return gradient.layout is not torch.strided or bool(local(gradient).any())
+
+
+def _losses_of_samples(loss: Any, plan: Pass) -> Tensor | None:
+    """The loss of each sample, where the closure returned that.
+
+    Raises:
+        TypeError: If it returned nothing, something of another shape, or no vector where one is needed.
+    """
+    if loss is None:
+        raise TypeError("The closure returned None: it has to end with `return loss`.")
+    if isinstance(loss, Tensor) and loss.ndim > 1:
+        raise TypeError(
+            f"The closure returned a tensor of shape {tuple(loss.shape)}: it has to return the loss, or a vector with "
+            "the loss of each sample."
+        )
+    if isinstance(loss, Tensor) and loss.ndim == 1:
+        return loss
+    if plan.losses:
+        raise TypeError(
+            "This method needs the loss of each sample: the closure has to return them as a vector, and leave "
+            "zero_grad(), mean() and backward() to the step, e.g. def closure(samples): inputs, labels = "
+            "samples((x, y)); return cross_entropy(model(inputs), labels, reduction='none')."
+        )
+    return None
+
+
+def _refuse_no_gradient(loss: Any, plan: Pass) -> None:
+    """Refuse a closure that left no gradient, unless it skipped a batch whose loss is not finite.
+
+    Raises:
+        RuntimeError: If so.
+    """
+    if not plan.gradient or any(p.grad is not None for p in plan.params):
+        return
+    skipped = isinstance(loss, (Tensor, float)) and not math.isfinite(loss)
+    if not skipped and any(p.requires_grad for p in plan.params):
+        raise RuntimeError(
+            "The closure left no gradient on any parameter of the optimizer: it has to call loss.backward()."
+        )
+
+
+class _Strangers:
+    """Gradients that were there before the closure, which it has to zero, as it does in plain training.
+
+    The smallest is replaced by infinities: whatever is added to them they stay, unless they are zeroed.
+    """
+
+    def __init__(self, params: list[Tensor]) -> None:
+        self._param = min((p for p in params if p.grad is not None), key=Tensor.numel)
+        self._gradient = self._param.grad
+        self._mark = torch.full_like(self._param, math.inf)
+        self._version = self._mark._version
+        self._param.grad = self._mark
+
+    def are_untouched(self) -> bool:
+        """Whether the closure neither zeroed them nor added to them."""
+        return self._param.grad is self._mark and self._mark._version == self._version
+
+    def refuse_if_kept(self) -> None:
+        """Refuse if the closure did not zero them.
+
+        Raises:
+            RuntimeError: If so.
+        """
+        if self._param.grad is self._mark and not bool(local(self._mark).isfinite().all()):
+            self._param.grad = self._gradient
+            raise RuntimeError(
+                "The parameters held gradients when step(closure) began, and the closure did not zero them. Backward "
+                "passes outside the closure cannot be repeated at the perturbed weights: let the closure run all "
+                "microbatches of the step, or zero the gradients before it."
+            )
 
 
 class _Noted(Selection):
@@ -133,27 +194,35 @@ class _Noted(Selection):
     def __call__(self, batch: Any) -> Any:
         return batch if self._inner is EVERYTHING else super().__call__(batch)
 
-    def share(self, size: int = 0) -> float:
-        """Of the batches that it was called with; as asked for, if it was not called."""
+    def fraction(self) -> float | None:
+        """How much of the batch, for closures that choose the first samples themselves; None if it is no such share."""
+        if not isinstance(self._inner, First):
+            return 1.0 if self._inner is EVERYTHING else None
+        self._sizes.append(0)
+        return self._inner.fraction
+
+    def chosen(self) -> float:
+        """Which share of the batches that it was called with.
+
+        Raises:
+            TypeError: If it was not called, so that the pass ran on samples that it was not meant for.
+        """
         if self._inner is EVERYTHING:
             return 1.0
         if not self._sizes:
+            raise TypeError("The closure did not use its argument: it has to run on samples((x, y)) only.")
+        if not any(self._sizes):
             return self._inner.fraction if isinstance(self._inner, First) else 1.0
-        return sum(self._inner.share(n) * n for n in self._sizes) / max(1, sum(self._sizes))
-
-    @property
-    def fraction(self) -> float:
-        """How much of the batch, for closures that choose the first samples themselves."""
-        return self._inner.fraction if isinstance(self._inner, First) else 1.0
+        return sum(self._inner.share(n) * n for n in self._sizes) / sum(self._sizes)
 
 
 def _on_samples(closure: Callable[..., Any], samples: _Noted) -> Any:
     """Call a closure that takes the samples it shall run on; or, for the first ones, their ``fraction``."""
-    parameters = inspect.signature(closure).parameters
-    if "fraction" in parameters and (isinstance(samples._inner, First) or samples._inner is EVERYTHING):
-        return closure(fraction=samples.fraction)
+    signature = inspect.signature(closure)
+    if "fraction" in signature.parameters and (fraction := samples.fraction()) is not None:
+        return closure(fraction=fraction)
     try:
-        inspect.signature(closure).bind(samples)
+        signature.bind(samples)
     except TypeError:
         raise TypeError(
             "This method runs passes on some of the batch's samples: the closure has to take an argument that chooses "
@@ -172,29 +241,4 @@ def refuse_trainers(closure: Callable[..., Any]) -> None:
         raise TypeError(
             "Composer's Trainer was given an optimizer that is already wrapped. Give it the base optimizer, and the "
             "method as an algorithm: Trainer(optimizers=optimizer, algorithms=[SAM(...)])."
-        )
-
-
-def _are_untouched(params: list[Tensor], strangers: _Gradients) -> bool:
-    """Whether no backward pass has reached the parameters, whose only gradients are those of before."""
-    for p in params:
-        gradient, version = strangers.get(p, (None, 0))
-        if p.grad is not gradient or (gradient is not None and gradient._version != version):
-            return False
-    return True
-
-
-def _refuse_accumulated(strangers: _Gradients) -> None:
-    """Refuse gradients that were there before the closure and that it added to.
-
-    Raises:
-        RuntimeError: If there are any.
-    """
-    kept = [p.grad._version - version for p, (g, version) in strangers.items() if p.grad is g and p.grad is not None]
-    # Zeroing in place and adding to it are two changes; one change, or none, is no zeroing.
-    if kept and max(kept) < 2:
-        raise RuntimeError(
-            "The parameters held gradients when step(closure) began, and the closure did not zero them. Backward "
-            "passes outside the closure cannot be repeated at the perturbed weights: let the closure run all "
-            "microbatches of the step, or zero the gradients before it."
         )

@@ -26,6 +26,7 @@ class Displacement:
     def __init__(self, elsewhere: Callable[[], Iterable[Tensor]] = tuple) -> None:
         self._elsewhere = elsewhere
         self._storage = _Storage([], [], [])
+        self._alone: dict[int, bool] = {}  # by address, of all parameters that have moved
 
     def __call__(
         self,
@@ -44,9 +45,12 @@ class Displacement:
         """
         weights = local_parts([p.data for p in params])
         if [w.data_ptr() for w in weights] != self._storage.pointers:
-            everything = {id(t): t for t in (*self._elsewhere(), *params)}.values()
-            holders = Counter(local(t.data).untyped_storage().data_ptr() for t in everything)
-            self._storage = _Storage(params, weights, [holders[w.untyped_storage().data_ptr()] == 1 for w in weights])
+            addresses = [w.untyped_storage().data_ptr() for w in weights]
+            if not self._alone.keys() >= set(addresses):
+                everything = {id(t): t for t in (*self._elsewhere(), *params)}.values()
+                holders = Counter(local(t.data).untyped_storage().data_ptr() for t in everything)
+                self._alone = {address: count == 1 for address, count in holders.items()}
+            self._storage = _Storage(params, weights, [self._alone[address] for address in addresses])
         return Displaced(params, weights, directions, scales, self._storage, disposable)
 
 
@@ -124,7 +128,7 @@ class Displaced:
     def _put_back(self) -> None:
         for i in self._storage.own:
             self._params[i].data = self._weights[i]
-        for i, original in zip(self._storage.rest, self._aside, strict=True):
+        for i, original in zip(self._storage.rest, self._aside, strict=False):  # none, if nothing moved yet
             self._weights[i] = local(self._params[i].data)  # FSDP2 lays shards elsewhere in its first forward
             self._weights[i].copy_(original)
 

@@ -43,6 +43,7 @@ class _Result:
     gradient: Vector | None
     losses: Tensor | None
     synchronized: bool
+    has_gradient: bool
 
 
 class Evaluation:
@@ -54,7 +55,7 @@ class Evaluation:
         index: Steps taken before this one.
 
     Attributes:
-        params (list[Tensor]): The parameters that are trained.
+        params (list[Tensor]): The optimizer's parameters, frozen ones too, as a closure may unfreeze them.
         loss: That of the first pass.
         grad_norm (HostValue | None): ``‖g‖`` of the first pass, on its way to the host.
         gradients (float): How many gradients were computed; one on a quarter of the samples is a quarter.
@@ -68,7 +69,7 @@ class Evaluation:
         self.index = index
         self.progress = around.passes.progress(index)
         self.groups = around.groups()
-        self.params = [p for group in self.groups for p in group["params"] if p.requires_grad or p.grad is not None]
+        self.params = [p for group in self.groups for p in group["params"]]
         self.loss: Any = None
         self.grad_norm: tensors.HostValue | None = None
         self.gradients = self.forwards = 0.0
@@ -95,7 +96,7 @@ class Evaluation:
     def gradient(self, point: Point | None, selection: Selection, synchronized: bool) -> Vector:
         """The gradient there, from a pass if it is not known."""
         found = self._known(point).get(selection)
-        if found is None or (synchronized and not found.synchronized):
+        if found is None or not found.has_gradient or (synchronized and not found.synchronized):
             found = self._run(point, selection, synchronized, with_gradient=True)
         if found.gradient is None:
             raise RuntimeError(
@@ -153,7 +154,8 @@ class Evaluation:
     def recall(self, buffer: str) -> Vector:
         """What the base optimizer's state has under a name."""
         state = self._around.state()
-        found = [(p, value) for p in self.params if p in state and (value := state[p].get(buffer)) is not None]
+        there = [p for p in self.params if p.requires_grad and p in state]
+        found = [(p, value) for p in there if (value := state[p].get(buffer)) is not None]
         return Vector([p for p, _ in found], shards.local_parts([value for _, value in found]))
 
     def _scales(self, params: list[Tensor], scale: Tensor) -> list[Tensor]:
@@ -200,7 +202,7 @@ class Evaluation:
             self.loss = outcome.loss
         if with_gradient:
             self.latest = self._collect()
-        result = _Result(self.latest, outcome.losses, outcome.synchronized)
+        result = _Result(self.latest, outcome.losses, outcome.synchronized, with_gradient)
         self._known(point)[selection] = result
         return result
 
@@ -224,7 +226,7 @@ class Evaluation:
                 if value is not g and not shards.is_sharded([p]):
                     p.grad = value
         gradient = Vector(params, values, is_gradient=True)
-        if self._ran == 1 and params:
+        if self.grad_norm is None and params:
             with span("sam/norm"):
                 self.grad_norm = tensors.HostValue(gradient.norm())
         return gradient
@@ -241,9 +243,9 @@ class Evaluation:
 @contextmanager
 def _spanned(displaced: Displaced) -> Iterator[None]:
     """Enter and leave a displaced point, each a range of its own in a profile."""
-    with span("sam/displace"):
-        displaced.__enter__()
     try:
+        with span("sam/displace"):
+            displaced.__enter__()
         yield
     finally:
         with span("sam/restore"):

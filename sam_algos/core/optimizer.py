@@ -155,13 +155,13 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         if decision.sharp:
             evaluation.repeatable = not self._surroundings.one_pass
             try:
-                g_s = samples.sharp(step.view(self._memory["samples"], synchronized=True), climb)
+                chosen = samples.sharp(step.view(self._memory["samples"], synchronized=True), climb)
                 with span("sam/descent"):
-                    update = descent.sharp(own, g_s)
-                return update, {**remember, "descent": update.remember}
+                    update = descent.sharp(own, chosen.gradient)
+                return update, {**remember, "samples": chosen.remember, "descent": update.remember}
             except _NoDirection:
                 remember.clear()
-        evaluation.repeatable &= evaluation.gradients > 0
+        evaluation.repeatable &= evaluation.gradients + evaluation.forwards > 0
         _ = own.gradient
         with span("sam/descent"):
             update = descent.flat(own)

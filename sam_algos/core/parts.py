@@ -14,7 +14,7 @@ part             question                                                  examp
 One step of training (`sam_algos.core.optimizer.SharpnessAwareOptimizer.step`) is, for weights ``w``::
 
     if policy.decide(step):
-        g_s = samples.sharp(step, climb)           # step.at(climb(step)).gradient: the gradient at w + ε
+        g_s = samples.sharp(step, climb).gradient  # step.at(climb(step)).gradient: the gradient at w + ε
         gradient for the optimizer = descent.sharp(step, g_s)
     else:
         gradient for the optimizer = descent.flat(step)
@@ -209,17 +209,17 @@ class Samples(Part):
     selects: ClassVar[bool] = False
 
     @abstractmethod
-    def sharp(self, step: Step, climb: Climb) -> Vector:
-        """The gradient at the displaced weights."""
+    def sharp(self, step: Step, climb: Climb) -> Update:
+        """The gradient at the displaced weights, for the descent."""
 
 
 @dataclass(frozen=True, repr=False)
 class WholeBatch(Samples):
     """Every pass on the whole batch."""
 
-    def sharp(self, step: Step, climb: Climb) -> Vector:
+    def sharp(self, step: Step, climb: Climb) -> Update:
         """The gradient at ``w + ε``."""
-        return step.at(climb(step)).gradient
+        return Update(step.at(climb(step)).gradient)
 
 
 class Parts(NamedTuple):
@@ -252,4 +252,9 @@ class Parts(NamedTuple):
 
     def conflict(self) -> str | None:
         """Why these parts cannot be combined; None if they can."""
-        return next((why for part in self.all() if (why := part.conflict(self))), None)
+        numbers = [(axis, name) for axis, part in self._asdict().items() for p in part.tree() for name in p.initial()]
+        for names, what in ((numbers, "number"), (self.buffers(), "vector")):
+            if len(set(names)) < len(names):
+                return f"two parts would remember a {what} under one name"
+        found = ((part, why) for part in self.all() if (why := part.conflict(self)))
+        return next((f"{part!r} cannot be combined {why}" for part, why in found), None)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from sam_algos.core import shards, tensors
@@ -35,8 +36,11 @@ class Replay:
     def __init__(self) -> None:
         self._model: Any = None
         self._keepers = Keepers()
+        self._params: list[int] = []
+        self._others: list[Tensor] = []
+        self._unchecked = True
         self._changing: list[Tensor] = []
-        self._checked: tuple[Sequence[Tensor], Tensor] | None = None
+        self._norms: Tensor | None = None
         self._batch: list[tuple[Tensor, int, Tensor]] = []
         self._before: Any = None
 
@@ -56,37 +60,49 @@ class Replay:
         """
         self._model, self._narrowed = model, narrowed
         self._devices = {p.device for p in params}
-        self._keepers.look(model)
-        if self._keepers.fresh:
-            self._begin_check(params)
+        self._trained = {shards.local(p.data).untyped_storage().data_ptr() for p in params}
+        self._look_at_others(params)
         self._batch = [(tensor, tensor._version, tensor.clone()) for tensor in tensors_in(batch)]
-        self._before = ModuleState(self._keepers, self._changing)
+        self._before = ModuleState(self._keepers, self._changing, self._trained)
         self._streams = RandomStreams.record(self._devices)
 
-    def _begin_check(self, params: Sequence[Tensor]) -> None:
-        """Note what parameters outside the optimizer are, to find those that the model changes itself."""
-        trained = set(map(id, params))
-        others = [p for p in self._model.parameters() if id(p) not in trained and _is_plain(p)]
-        still = set(map(id, others))
-        self._changing = [p for p in self._changing if id(p) in still]
-        self._checked = (others, tensors.norms([p.data for p in others], ())) if others else None
+    def _look_at_others(self, params: Sequence[Tensor]) -> None:
+        """Find the model's parameters outside the optimizer, and note what they are, to find those that change."""
+        self._keepers.look(self._model)
+        ids = list(map(id, params))
+        if self._keepers.fresh or ids != self._params:
+            trained, self._params, self._unchecked = set(ids), ids, True
+            self._others = [p for p in self._model.parameters() if id(p) not in trained]
+            known = set(map(id, self._others))
+            self._changing = [p for p in self._changing if id(p) in known]
+        if self._unchecked and self._others:
+            self._norms = _norms(self._plain_others())
+
+    def _plain_others(self) -> list[Tensor]:
+        return [p for p in self._others if _is_plain(p) and p.untyped_storage().data_ptr() not in self._trained]
 
     def _end_check(self) -> None:
-        if self._checked is not None:
-            (others, before), self._checked = self._checked, None
-            changed = tensors.norms([p.data for p in others], ()) != before
-            found = {id(p): p for p, yes in zip(others, changed.tolist(), strict=True) if yes}
-            self._changing = list({**{id(p): p for p in self._changing}, **found}.values())
+        """Once for each set of others: which of them did the first pass change?"""
+        if self._norms is not None:
+            others = self._plain_others()
+            changed = (_norms(others) != self._norms).tolist()
+            known = {id(p) for p in self._changing}
+            self._changing += [p for p, yes in zip(others, changed, strict=True) if yes and id(p) not in known]
+            self._norms = None
+        self._unchecked = False
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """Run the body as a repetition of the first pass that leaves no trace of its own."""
         self._end_check()
         self._keepers.look(self._model)  # the first pass may have registered buffers
-        after, streams = ModuleState(self._keepers, self._changing), RandomStreams.record(self._devices)
+        after, streams = ModuleState(self._keepers, self._changing, self._trained), RandomStreams.record(self._devices)
         tracking = [norm for norm in self._keepers.norms if norm.track_running_stats]
+        gradients = [(p, p.grad) for p in self._others]  # of another optimizer, say
         attributes = True
         try:
+            for p in self._others:
+                p.grad = None
             for tensor, version, original in self._batch:
                 if tensor._version != version:
                     tensor.copy_(original)
@@ -98,14 +114,20 @@ class Replay:
             if self._narrowed:
                 streams, attributes = RandomStreams.record(self._devices), False
         finally:
+            streams.restore()
+            for p, gradient in gradients:
+                p.grad = gradient
             for norm in tracking:
                 vars(norm)["track_running_stats"] = True
             after.restore(attributes=attributes)
-            streams.restore()
 
     def forget(self) -> None:
         """Let go of what was recorded: the step is over."""
-        self._batch, self._before = [], None
+        self._batch, self._before, self._norms = [], None, None
+
+
+def _norms(params: Sequence[Tensor]) -> Tensor:
+    return tensors.norms([p.data for p in params], ()) if params else torch.zeros(0)
 
 
 def _is_plain(p: Tensor) -> bool:
@@ -129,11 +151,10 @@ def fresh_shards(model: nn.Module) -> Iterator[None]:
 
 
 def _reshard(model: nn.Module) -> None:
-    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # which takes more than a second to import
-    for module in model.modules() if fsdp is not None else ():
-        if isinstance(module, fsdp.FSDPModule):
-            sharded: Any = module
-            sharded.reshard()
+    sharded = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())  # takes a second to import
+    for module in model.modules() if sharded else ():
+        if isinstance(module, sharded):
+            cast(Any, module).reshard()
 
 
 def refuse_fsdp1(method: str, model: nn.Module, *, configured: bool = False) -> None:

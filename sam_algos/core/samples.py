@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sam_algos.core.options import Fraction
-from sam_algos.core.parts import Climb, Parts, Samples
+from sam_algos.core.parts import Climb, Parts, Samples, Update
 from sam_algos.core.selection import First
 from sam_algos.core.step import Step
-from sam_algos.core.vector import Vector
 
 __all__ = ["AscentFraction"]
 
@@ -30,9 +29,9 @@ class AscentFraction(Samples):
 
     fraction: Fraction = 0.25
 
-    def sharp(self, step: Step, climb: Climb) -> Vector:
+    def sharp(self, step: Step, climb: Climb) -> Update:
         """The gradient of all samples where the first ones led."""
-        return step.at(climb(step.on(First(self.fraction)))).gradient
+        return Update(step.at(climb(step.on(First(self.fraction)))).gradient)
 
     def conflict(self, others: Parts) -> str | None:
         """Parts that need the gradient of the whole batch, or none at all, leave nothing to save."""

@@ -47,7 +47,7 @@ class Step:
     @property
     def params(self) -> list[Tensor]:
         """The parameters that are trained, on all processes in the same order."""
-        return self._evaluation.params
+        return [p for p in self._evaluation.params if p.requires_grad]
 
     @property
     def lr(self) -> float:
@@ -116,8 +116,9 @@ class Step:
     def normal(self, seed: int) -> Vector:
         """A vector of standard normal numbers, drawn as by `random`; with sharded parameters, this rank's part."""
         bits = self.random(seed).getrandbits(63)
-        streams = {d: torch.Generator(d).manual_seed(bits) for d in {p.device for p in self.params}}
-        return Vector(self.params, [shards.normal_like(p, streams[p.device]) for p in self.params])
+        params = self.params
+        streams = {d: torch.Generator(d).manual_seed(bits) for d in {p.device for p in params}}
+        return Vector(params, [shards.normal_like(p, streams[p.device]) for p in params])
 
     def view(self, memory: Mapping[str, Any], *, synchronized: bool) -> Step:
         """The same place as another part sees it."""

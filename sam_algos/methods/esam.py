@@ -10,9 +10,8 @@ from typing import ClassVar
 
 from sam_algos.core import tensors
 from sam_algos.core.options import Fraction, Positive, Seed
-from sam_algos.core.parts import Ascent, Climb, Parts, Perturbation, Samples, WholeBatch
+from sam_algos.core.parts import Ascent, Climb, Parts, Perturbation, Samples, Update, WholeBatch
 from sam_algos.core.step import Step
-from sam_algos.core.vector import Vector
 from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, SharpGradient
 
@@ -59,11 +58,11 @@ class MostSensitive(Samples):
 
     gamma: Fraction = 0.5
 
-    def sharp(self, step: Step, climb: Climb) -> Vector:
+    def sharp(self, step: Step, climb: Climb) -> Update:
         """The gradient at ``w + ε`` of the chosen samples."""
         there = step.at(climb(step))
         growth = there.losses - step.losses
-        return there.on_largest(growth, math.ceil(self.gamma * len(growth) * (1 - 1e-9))).gradient
+        return Update(there.on_largest(growth, math.ceil(self.gamma * len(growth) * (1 - 1e-9))).gradient)
 
     def conflict(self, others: Parts) -> str | None:
         """The losses at ``w`` come with the gradient there."""

@@ -198,7 +198,9 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         stepped = {id(p) for p in params if p.grad is not None}
         with span("sam/base step"):
             self.base_optimizer.step()
-        commit(self._memory, remember, stepped, self.state)
+        # What a gradient that is not finite has touched would stay so.
+        finite = evaluation.grad_norm is None or math.isfinite(float(evaluation.grad_norm))
+        commit(self._memory, remember if finite else {}, stepped, self.state)
         self._memory["step"] += 1
         self._memory["sharp"] += int(evaluation.climbed)
 

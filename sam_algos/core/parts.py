@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 Memory = Mapping[str, Any]
-"""What a part remembers, by name: Python numbers, equal on all ranks, and vectors."""
+"""What a part remembers, by name: Python numbers and vectors, both equal on all ranks (see `Part.reads_gradient`)."""
 
 _NOTHING: Memory = {}
 
@@ -114,12 +114,12 @@ class Part(Options, ABC):
 
     Attributes:
         reads_gradient: Whether it reads the plain gradient, that of the whole batch at ``w``, as more than a direction
-            to climb: it is then synchronised between processes and kept through later passes (one copy of the
-            parameters).
+            to climb: it is then synchronised between processes, as whatever is remembered of it has to be, and what a
+            descent reads is kept through later passes (one copy of the parameters).
         reads_progress: Whether it reads ``step.progress``, so that the number of steps has to be known.
         reads_losses: Whether it reads ``step.losses``, so that the loss of each sample has to be known.
         buffers: Names of the vectors that it remembers. They live in the base optimizer's state, and so in its
-            checkpoint, and are zero before the first step.
+            checkpoint; before the first step they are empty, which is zero.
     """
 
     reads_gradient: ClassVar[bool] = False
@@ -128,7 +128,7 @@ class Part(Options, ABC):
     buffers: ClassVar[tuple[str, ...]] = ()
 
     def initial(self) -> Memory:
-        """The numbers that it remembers before the first step."""
+        """The numbers that it remembers before the first step: all that it will ever return, by name."""
         return {}
 
     def check(self, optimizer: Optimizer) -> None:

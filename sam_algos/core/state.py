@@ -6,6 +6,7 @@ import operator
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,7 @@ __all__ = ["Keepers", "ModuleState"]
 
 _INTERNAL = frozenset(vars(nn.Module()))  # nn.Module's own attributes; buffers are looked at one by one
 _CONTAINERS = (list, deque, dict, OrderedDict, defaultdict, Counter, set, tuple)
+_ATOMS = frozenset({int, float, bool, str, bytes, type(None), type, FunctionType, torch.device, torch.dtype})
 _GENERATORS = (torch.Generator, random.Random)
 LARGE = 2**20  # elements of a tensor in an attribute
 MANY = 1000  # entries of a container whose entries are looked into
@@ -119,7 +121,8 @@ class ModuleState:
             (owner, {name: value for name, value in owner.items() if name not in _INTERNAL})
             for owner in keepers.attributes
         ]
-        self._contents = [c for _, kept in self._attributes for value in kept.values() for c in self._content(value)]
+        held = [value for _, kept in self._attributes for value in kept.values() if type(value) not in _ATOMS]
+        self._contents = [put_back for value in held for put_back in self._content(value)]
         self._parameters = [(p, p.data, p.data.clone()) for p in parameters]
 
     def restore(self, *, attributes: bool = True, keep_new_buffers: bool = False) -> None:
@@ -156,8 +159,9 @@ class ModuleState:
         """How to give a tensor its values back; nothing for one that cannot be written, or moves with a parameter."""
         if not isinstance(value, Tensor) or is_lazy(value) or value.requires_grad or value.is_inference():
             return
-        if any(n > 1 and step == 0 for n, step in zip(value.shape, value.stride(), strict=True)):
-            return
+        sides = () if value.is_contiguous() else zip(value.shape, value.stride(), strict=True)
+        if any(n > 1 and by == 0 for n, by in sides):
+            return  # expanded
         if value.numel() <= largest and local(value).untyped_storage().data_ptr() not in self._trained:
             copied = value.clone()
             yield lambda: _write(value, copied)
@@ -174,7 +178,8 @@ class ModuleState:
             yield from _container(value)
             inner = value.values() if isinstance(value, dict) else value
             if len(value) <= MANY:
-                yield from (put_back for item in list(inner) for put_back in self._content(item))
+                held = [item for item in inner if type(item) not in _ATOMS]
+                yield from (put_back for item in held for put_back in self._content(item))
         elif isinstance(value, _GENERATORS) or kind.__module__.startswith("numpy.random"):
             yield from _generator(value)
 

@@ -39,13 +39,13 @@ class Vector:
         self._norm: Tensor | None = None
 
     def norm(self) -> Tensor:
-        """The Euclidean norm, over all processes; a scalar tensor that stays on its device."""
+        """The Euclidean norm, over all shards; a scalar tensor that stays on its device."""
         if self._norm is None:
             self._norm = tensors.norm(self.values, self.params)
         return self._norm
 
     def dot(self, other: Vector) -> Tensor:
-        """The inner product, over all processes; a scalar tensor that stays on its device."""
+        """The inner product, over all shards; a scalar tensor that stays on its device."""
         mine, others, params = self.values, other.values, self.params
         if not self._is_aligned_with(other):
             there = dict(zip(map(id, other.params), other.values, strict=True))

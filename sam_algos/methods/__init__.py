@@ -1,4 +1,4 @@
-"""The named methods, one file per paper; a new one is registered by one line below."""
+"""The named methods, one file per paper; a new one, and what its ``__all__`` names, is registered by one line below."""
 
 from __future__ import annotations
 

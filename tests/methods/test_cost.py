@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections import Counter
 from typing import Any
@@ -179,10 +180,11 @@ def test_tensors_kept_per_parameter(method: Method) -> None:
 
 def peak(function: Any) -> int:
     """The most bytes that were allocated at once beyond what was there before."""
+    gc.collect()  # what earlier tests left must not be freed meanwhile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
-    changes = [event.nbytes() for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(itertools.accumulate(changes))
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(event.nbytes() for event in events))
 
 
 PEAKS: dict[str, tuple[Method, float]] = {

@@ -144,6 +144,7 @@ def test_what_cannot_be_written_to_is_left_alone(tmp_path) -> None:
     assert optimizer.metrics["sam/applied"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
 def test_a_scripted_model_counts_one_pass() -> None:
     model = torch.jit.script(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)))
     optimizer = SAM().wrap(torch.optim.SGD(model.parameters(), lr=0.1), model=model)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from sam_algos.core.profiling import span
 from sam_algos.core.shards import local, local_parts
 
 __all__ = ["Displaced", "Displacement"]
@@ -102,28 +103,33 @@ class Displaced:
         self._aside: list[Tensor] = []
 
     def __enter__(self) -> None:
-        weights, scales = self._weights, self._scales
-        own, rest = self._storage.own, self._storage.rest
-        self._aside = [weights[i].clone() for i in rest]
         try:
-            if self._moved is None:
-                self._moved = self._make(weights)
-                if not rest:
-                    self._directions = ()  # their memory is free, or holds the displaced weights
-            for i, displaced in zip(own, self._moved, strict=True):
-                self._params[i].data = displaced
-            if rest:
-                _displace_in_place(rest, weights, self._directions, scales)
+            with span("sam/displace"):
+                self._displace()
         except BaseException:
             self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self._put_back()
-        except BaseException:
-            self._put_back()
-            raise
+        with span("sam/restore"):
+            try:
+                self._put_back()
+            except BaseException:
+                self._put_back()
+                raise
+
+    def _displace(self) -> None:
+        weights = self._weights
+        own, rest = self._storage.own, self._storage.rest
+        self._aside = [weights[i].clone() for i in rest]
+        if self._moved is None:
+            self._moved = self._make(weights)
+            if not rest:
+                self._directions = ()  # their memory is free, or holds the displaced weights
+        for i, displaced in zip(own, self._moved, strict=True):
+            self._params[i].data = displaced
+        if rest:
+            _displace_in_place(rest, weights, self._directions, self._scales)
 
     def _put_back(self) -> None:
         for i in self._storage.own:

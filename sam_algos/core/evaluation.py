@@ -235,7 +235,7 @@ class Evaluation:
 
     def _run_displaced(self, displaced: Displaced, run: Callable[..., Any], plan: Pass) -> Any:
         torch.clear_autocast_cache()  # it holds the weights of another point, in half precision
-        with _spanned(displaced):
+        with displaced:
             outcome = run(self._closure, plan)
         torch.clear_autocast_cache()
         return outcome
@@ -249,15 +249,3 @@ class Evaluation:
             with span("sam/norm"):
                 self.grad_norm = tensors.HostValue(gradient.norm())
         return gradient
-
-
-@contextmanager
-def _spanned(displaced: Displaced) -> Iterator[None]:
-    """Enter and leave a displaced point, each a range of its own in a profile."""
-    try:
-        with span("sam/displace"):
-            displaced.__enter__()
-        yield
-    finally:
-        with span("sam/restore"):
-            displaced.__exit__()

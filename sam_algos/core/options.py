@@ -16,6 +16,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias
 
 __all__ = [
+    "NAMED",
     "Finite",
     "Fraction",
     "NonNegative",
@@ -86,6 +87,13 @@ PositiveOrNone: TypeAlias = Annotated[float | None, _or_none(Positive)]
 NormOrder: TypeAlias = Annotated[float, _number("a number >= 1, infinity included", lambda v: v >= 1)]
 PositiveInt: TypeAlias = Annotated[int, Range("an integer >= 1", lambda v: _is_int(v) and v >= 1)]
 Seed: TypeAlias = Annotated[int, Range("an integer >= 0", lambda v: _is_int(v) and v >= 0)]
+
+NAMED: dict[str, Range] = {
+    hint.__metadata__[0].allowed: hint.__metadata__[0]
+    for hint in list(globals().values())
+    if typing.get_origin(hint) is Annotated
+}
+"""The ranges above, by their words: with these a value can be checked whose class was not imported."""
 
 
 def _range_of(hint: Any) -> Range:

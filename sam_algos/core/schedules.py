@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from torch.optim import Optimizer
 
-from sam_algos.core.options import NonNegative, Positive, Range, is_number
+from sam_algos.core.options import NonNegative, Positive
 from sam_algos.core.part import Part
 
 if TYPE_CHECKING:
@@ -30,13 +30,7 @@ class Schedule(Part):
         """``ρ`` of this step, >= 0."""
 
 
-Radius: TypeAlias = Annotated[
-    float | Schedule,
-    Range(
-        "a finite number > 0, or a schedule: Linear, Cosine or Proportional",
-        lambda rho: isinstance(rho, Schedule) or (is_number(rho) and 0 < rho < math.inf),
-    ),
-]
+Radius: TypeAlias = Positive | Schedule
 """The range of a ``rho``: a constant, or a `Schedule`."""
 
 

@@ -1,11 +1,14 @@
 """Recipes: a training run written down as YAML.
 
-`load_recipe` reads one and checks it against `Recipe`, which lists the keys; ``prepare`` in
-``sam_algos.recipes.run`` builds what it names. Importing this package imports neither torch nor Composer.
+`load_recipe` finds and reads one and checks it against `Recipe`, which lists the keys; `check_names` checks the names in
+it and their arguments; ``prepare`` in ``sam_algos.recipes.run`` builds what it names. Importing this package imports
+neither torch nor Composer.
 """
 
+from sam_algos.recipes.check import check_names
 from sam_algos.recipes.errors import RecipeError
-from sam_algos.recipes.load import dump_recipe, load_recipe
+from sam_algos.recipes.find import find, shipped
+from sam_algos.recipes.load import dump_recipe, load_recipe, methods_of
 from sam_algos.recipes.schema import Recipe
 
-__all__ = ["Recipe", "RecipeError", "dump_recipe", "load_recipe"]
+__all__ = ["Recipe", "RecipeError", "check_names", "dump_recipe", "find", "load_recipe", "methods_of", "shipped"]

@@ -10,8 +10,8 @@ import torch
 from composer import Callback, Evaluator, Logger, State
 from composer.utils import dist
 
+from sam_algos.recipes.check import check_names
 from sam_algos.recipes.datasets import build_dataset, eval_section
-from sam_algos.recipes.errors import RecipeError
 from sam_algos.recipes.load import dump_recipe
 from sam_algos.recipes.noise import LabelledImages
 from sam_algos.recipes.run import Run, build_loader, prepare
@@ -68,8 +68,7 @@ def trainings(recipe: Recipe, name: str) -> Iterator[Run]:
         yield (run := prepare(recipe, name))
         run.trainer.close()
         return
-    if recipe.load_path is not None and not recipe.load_weights_only:
-        raise RecipeError("load_path", "with bootstrap every training starts from it: needs load_weights_only=true")
+    check_names(recipe)
     done: tuple[Relabelling, ...] = ()
     for number in range(recipe.bootstrap + 1):
         last = number == recipe.bootstrap
@@ -77,7 +76,7 @@ def trainings(recipe: Recipe, name: str) -> Iterator[Run]:
         run, recipe = replace(run, relabellings=done), replace(recipe, run_name=run.trainer.state.run_name)
         if dist.get_global_rank() == 0:
             run.recipe.write_text(dump_recipe(replace(recipe, bootstrap=number)), encoding="utf-8")
-        if last or not _complete(run):
+        if last or not run.complete:
             yield run
         if not last:
             done = (*done, relabel(recipe, run))
@@ -106,12 +105,6 @@ def _training(recipe: Recipe, number: int) -> Recipe:
     folders = {"run_folder": recipe.run_folder, "save_folder": recipe.save_folder}
     own = {key: folder and f"{folder}/training-{number}" for key, folder in folders.items()}
     return replace(recipe, bootstrap=0, seed=(recipe.seed + number * _APART) % 2**32, **own)
-
-
-def _complete(run: Run) -> bool:
-    """Whether nothing is left to train, as it goes on from the checkpoint of its end."""
-    now, end = run.trainer.state.timestamp, run.trainer.state.max_duration
-    return end is not None and now >= end
 
 
 def _labels(run: Run) -> torch.Tensor:

@@ -21,8 +21,9 @@ from composer.optim import ComposerScheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from sam_algos import METHODS, PARTS, Method, Part, SharpnessAware
+from sam_algos.recipes.check import refuse_several_methods
 from sam_algos.recipes.errors import RecipeError
-from sam_algos.recipes.names import construct, lookup
+from sam_algos.recipes.names import arguments_of, construct, lookup
 from sam_algos.trainer import RecalibrateBatchNorm
 
 COMPOSED = "sharpness_aware"
@@ -128,13 +129,7 @@ def build_algorithms(entries: Mapping[str, Any]) -> list[Algorithm]:
     table = algorithms()
     entries = {name: _with_parts(name, arguments, table) for name, arguments in entries.items()}
     built = build_collection("algorithms", table, entries)
-    methods = [name for name, algorithm in zip(entries, built, strict=True) if isinstance(algorithm, Method)]
-    if len(methods) > 1:
-        raise RecipeError(
-            "algorithms",
-            f"{' and '.join(methods)} cannot be combined: a run has one sharpness-aware method; "
-            f"take one out, e.g. algorithms.{methods[0]}=null",
-        )
+    refuse_several_methods([name for name, made in zip(entries, built, strict=True) if isinstance(made, Method)])
     return built
 
 
@@ -168,7 +163,7 @@ def build_parts(where: str, factory: Callable[..., Any], arguments: Mapping[str,
             raise RecipeError(f"{key}.name", f"required: a part and its arguments, e.g. {key}={{name: ...}}")
         axis = kind.__name__.lower()
         part = lookup(f"{key}.name", axis, section["name"], PARTS[axis])
-        built[name] = construct(key, part, build_parts(key, part, section))
+        built[name] = construct(key, part, build_parts(key, part, arguments_of(section)))
     return built
 
 
@@ -186,7 +181,7 @@ def build_optimizer(section: Mapping[str, Any], params: Iterable[torch.nn.Parame
         RecipeError: For a wrong name or argument.
     """
     factory = lookup("optimizer.name", "optimizer", section["name"], optimizers())
-    return construct("optimizer", factory, section, params=params)
+    return construct("optimizer", factory, arguments_of(section), params=params)
 
 
 def build_scheduler(section: Mapping[str, Any] | None, optimizer: torch.optim.Optimizer) -> Any:
@@ -206,7 +201,7 @@ def build_scheduler(section: Mapping[str, Any] | None, optimizer: torch.optim.Op
         return None
     factory = lookup("scheduler.name", "scheduler", section["name"], schedulers())
     supplied = {"optimizer": optimizer} if "optimizer" in inspect.signature(factory).parameters else {}
-    return construct("scheduler", factory, section, **supplied)
+    return construct("scheduler", factory, arguments_of(section), **supplied)
 
 
 def _with_parts(name: str, arguments: Any, table: Mapping[str, Callable[..., Any]]) -> Any:

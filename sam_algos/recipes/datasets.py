@@ -15,7 +15,7 @@ from torchvision import datasets as tv
 from torchvision import transforms as tf
 from torchvision.transforms import functional
 
-from sam_algos.recipes.names import construct, lookup
+from sam_algos.recipes.names import arguments_of, construct, lookup
 from sam_algos.recipes.noise import LabelledImages, among, flip_labels, labelled
 from sam_algos.recipes.splits import Part, check_part, divide
 
@@ -46,7 +46,7 @@ def build_dataset(where: str, section: Mapping[str, Any], *, train: bool, augmen
         RecipeError: For a wrong name or option, and if the files are not there.
     """
     loader = lookup(f"{where}.name", "dataset", section["name"], DATASETS)
-    return construct(where, loader, section, train=train, augment=augment)
+    return construct(where, loader, arguments_of(section), train=train, augment=augment)
 
 
 def eval_section(train_section: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one exception that a wrong recipe raises."""
+"""What a wrong recipe raises."""
 
 from __future__ import annotations
 
@@ -21,8 +21,25 @@ class RecipeError(ValueError):
 
     def __init__(self, where: str, problem: str | Exception) -> None:
         """Put the message on one line."""
-        text = str(problem) or type(problem).__name__
-        super().__init__(" ".join(f"{where}: {text}".split()))
+        self.where, self.problem = where, " ".join((str(problem) or type(problem).__name__).split())
+        super().__init__(f"{where}: {self.problem}")
+
+
+class BadArgument(ValueError):
+    """One argument of a function that a recipe names is wrong.
+
+    Args:
+        argument (str): Its name.
+        problem (str): What is wrong with it, with the allowed range.
+
+    Example:
+        >>> BadArgument("width", "must be an integer >= 1, got 0").argument
+        'width'
+    """
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(problem)
+        self.argument = argument
 
 
 def unknown(where: str, kind: str, name: object, valid: Iterable[str]) -> RecipeError:

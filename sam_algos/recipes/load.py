@@ -1,8 +1,10 @@
-"""From a YAML file and ``key=value`` overrides to a `Recipe`."""
+"""From a recipe's file or name, and ``key=value`` overrides, to a `Recipe`."""
 
 from __future__ import annotations
 
+import io
 import re
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -10,44 +12,63 @@ from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from sam_algos.recipes.errors import RecipeError, unknown
-from sam_algos.recipes.schema import COLLECTIONS, SECTIONS, Recipe
+from sam_algos.recipes.find import find
+from sam_algos.recipes.forms import Argument, kinds, mismatch
+from sam_algos.recipes.merge import lay
+from sam_algos.recipes.schema import COLLECTIONS, FILE_KEYS, REQUIRED, SECTIONS, Recipe
+
+_OMEGACONF_ERRORS = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError)
+
+_HINTS = typing.get_type_hints(Recipe, include_extras=True)
 
 _KEYS = [key.name for key in fields(Recipe)]
-_OMEGACONF_ERRORS = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError)
 
 _Tree = dict[str, Any]  # plain Python values, interpolations not yet resolved
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, lay it over its ``base:`` files, apply overrides, and check the result.
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, lay it over its ``base:``, lay its method's row and then overrides over it, and check the result.
 
-    A file may name another with ``base:`` (relative to itself); its own keys are laid over that one's:
-
-    * A section that names something else (``optimizer: {name: adamw, ...}`` over ``sgd``) replaces the
-      base's section: arguments of the one mean nothing to the other. The parts of
-      `algorithms.sharpness_aware` are such sections too.
-    * In `algorithms`, `callbacks` and `loggers` a null value removes the base's entry
-      (``algorithms: {sam: null, asam: {rho: 0.5}}``, or ``algorithms.sam=null`` as an override), and
-      ``algorithms=null`` removes all.
-    * All else is merged key by key, then ``${...}`` is resolved.
+    A file may name another with ``base:`` (a path relative to itself, or a shipped recipe); its own keys are laid over
+    that one's (see `lay`). ``method: NAME`` then lays the row ``methods.NAME`` over the whole, and adds
+    ``algorithms.NAME`` where ``NAME`` is a sharpness-aware method that the row does not mention.
 
     Args:
-        path (str | Path): The YAML file.
+        name (str | Path): A file, or the name of a shipped recipe; see `find`.
         overrides (Sequence[str], optional): ``key=value`` with dotted keys. Default: ``()``.
 
     Returns:
-        Recipe: Complete and resolved. What its names stand for is looked up when they are built.
+        Recipe: Complete and resolved, every key of the right type and in its range. What its names stand for is for
+        `check_names`.
 
     Raises:
         RecipeError: For everything that is wrong with the file, its bases or the overrides.
     """
-    tree = _read(Path(path), ())
-    for override in overrides:
-        tree = _merge(tree, _parse(override), override)
-    return _checked(_resolve(tree))
+    found = find(name)
+    tree, layers = _read(found.path, ()), [(override, _parse(override)) for override in overrides]
+    chosen = [layer.pop("method") for _, layer in layers if "method" in layer]
+    tree = _with_method(tree, (chosen or [found.method or tree.get("method")])[-1])
+    for override, layer in layers:
+        tree = lay(tree, layer, override)
+    return _checked(_resolved(tree))
+
+
+def methods_of(name: str | Path) -> list[str]:
+    """The rows of a recipe's table of methods.
+
+    Args:
+        name (str | Path): As for `load_recipe`.
+
+    Returns:
+        list[str]: In the file's order.
+
+    Raises:
+        RecipeError: For whatever is wrong with the file.
+    """
+    return list(_read(find(name).path, ()).get("methods") or ())
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -59,33 +80,47 @@ def dump_recipe(recipe: Recipe) -> str:
     Returns:
         str: YAML.
     """
-    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+    values = {key.name: getattr(recipe, key.name) for key in fields(Recipe)}
+    return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> _Tree:
-    """The file at `path` merged over its bases; `above` are the files that led here."""
+    """The file at `path` laid over its bases; `above` are the files that led here."""
     if path.resolve() in above:
         raise RecipeError(str(path), "base: leads back to this file")
     tree = _document(path)
     base = tree.pop("base", None)
     if base is None:
-        return _merge({}, tree, str(path))
+        return lay({}, tree, str(path))
     if not isinstance(base, str):
         raise RecipeError(str(path), f"base: {base!r} is not a path")
-    return _merge(_read(path.parent / base, (*above, path.resolve())), tree, str(path))
+    beside = path.parent / base
+    below = beside if beside.is_file() else find(base).path
+    return lay(_read(below, (*above, path.resolve())), tree, str(path))
 
 
 def _document(path: Path) -> _Tree:
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path))
-    except FileNotFoundError:
-        raise RecipeError(str(path), "no such recipe file") from None
+        text = path.read_text(encoding="utf-8")
+        starts = sum(isinstance(event, yaml.DocumentStartEvent) for event in yaml.parse(text))
+        tree = OmegaConf.to_container(OmegaConf.load(io.StringIO(text))) if starts == 1 else {}
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise RecipeError(str(path), f"not YAML: {line}{error.problem or error.context}") from error
-    except (OSError, *_OMEGACONF_ERRORS) as error:
+    except UnicodeDecodeError as error:
+        raise RecipeError(str(path), "not a text file") from error
+    except OSError as error:
+        raise RecipeError(str(path), error.strerror or error) from error
+    except _OMEGACONF_ERRORS as error:
         raise RecipeError(str(path), _summary(error)) from error
-    return _known(tree, str(path), (*_KEYS, "base"))
+    if starts != 1:
+        raise RecipeError(str(path), f"must hold one YAML document, the keys of a recipe; it has {starts or 'none'}")
+    tree = _known(tree, str(path), (*_KEYS, *FILE_KEYS))
+    rows = tree.get("methods") or {}
+    for name, row in rows.items() if isinstance(rows, dict) else [("", rows)]:
+        where = f"{path}: methods.{name}".rstrip(".")
+        _known({} if row is None else row, where, _KEYS)
+    return tree
 
 
 def _parse(override: str) -> _Tree:
@@ -96,7 +131,7 @@ def _parse(override: str) -> _Tree:
         tree = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
     except _OMEGACONF_ERRORS as error:
         raise RecipeError(override, f"not a value: {_summary(error)}") from error
-    return _known(tree, override, _KEYS)
+    return _known(tree, override, (*_KEYS, "method"))
 
 
 def _known(tree: Any, where: str, valid: Sequence[str]) -> _Tree:
@@ -119,64 +154,34 @@ def _keys_of(value: Any) -> Iterator[Any]:
         yield from _keys_of(item)
 
 
-def _merge(below: _Tree, above: _Tree, where: str) -> _Tree:
-    """`above` over `below` by the rules of `load_recipe`."""
-    _drop_renamed(below, above, SECTIONS)
-    if isinstance(parts := _composed(above), dict) and isinstance(parts_below := _composed(below), dict):
-        _drop_renamed(parts_below, parts, list(parts))
-    for collection in COLLECTIONS:
-        if collection in above:
-            _remove_nulls(below, above, collection, where)
-    try:
-        return cast(_Tree, OmegaConf.to_container(OmegaConf.merge(below, above)))
-    except _OMEGACONF_ERRORS as error:
-        raise RecipeError(where, _summary(error)) from error
+def _with_method(tree: _Tree, method: Any) -> _Tree:
+    """`tree` with the row of `method` laid over it."""
+    tree.pop("method", None)
+    rows = tree.pop("methods", None) or {}
+    if method is None:
+        return tree
+    from sam_algos.recipes.catalogue import catalogue
 
-
-def _drop_renamed(below: _Tree, above: _Tree, sections: Sequence[str]) -> None:
-    """Take out of ``below`` the sections that name something else in ``above``."""
-    for section in sections:
-        if _name(above.get(section)) not in (None, _name(below.get(section))):
-            below.pop(section, None)
-
-
-def _composed(tree: _Tree) -> Any:
-    """What `algorithms.sharpness_aware` holds, whose parts are sections too."""
+    known = catalogue().groups["method"]
+    if method not in rows and method not in known:
+        raise unknown("method", "method", method, {*rows, *known})
+    row = rows.get(method) or {}
+    tree = lay(tree, row, f"methods.{method}")
     algorithms = tree.get("algorithms")
-    return algorithms.get("sharpness_aware") if isinstance(algorithms, dict) else None
+    if method in known and (algorithms is None or isinstance(algorithms, dict)):
+        tree["algorithms"] = {**(algorithms or {}), method: (algorithms or {}).get(method, {})}
+    return tree
 
 
-def _name(section: Any) -> Any:
-    return section.get("name") if isinstance(section, dict) else None
-
-
-def _remove_nulls(below: _Tree, above: _Tree, collection: str, where: str) -> None:
-    """Take out of both trees what `above` sets to null."""
-    entries, there = above[collection], below.get(collection)
-    if entries is None:
-        del above[collection]
-        below.pop(collection, None)
-    if not isinstance(entries, dict):
-        return
-    for name in [name for name, arguments in entries.items() if arguments is None]:
-        if not isinstance(there, dict) or name not in there:
-            key = f"{collection}.{name}"
-            raise RecipeError(where, f"{key}: null removes an entry, and there is none; {{}} adds one")
-        del there[name], entries[name]
-
-
-def _resolve(tree: _Tree) -> Recipe:
-    config, where = OmegaConf.structured(Recipe), "recipe"
+def _resolved(tree: _Tree) -> _Tree:
+    """`tree` with the defaults, and with ``${...}`` filled in."""
+    defaults = vars(Recipe())
     try:
-        for where, value in tree.items():  # one by one: not every error says which key it is about
-            config = OmegaConf.merge(config, {where: value})
-        where = "recipe"
+        config = OmegaConf.create({**defaults, **tree})
         OmegaConf.resolve(config)
-        return cast(Recipe, OmegaConf.to_object(config))
-    except MissingMandatoryValue as error:
-        raise RecipeError(str(error.full_key), "required") from error
+        return cast(_Tree, OmegaConf.to_container(config))
     except _OMEGACONF_ERRORS as error:
-        raise RecipeError(getattr(error, "full_key", None) or where, _summary(error)) from error
+        raise RecipeError(getattr(error, "full_key", None) or "recipe", _summary(error)) from error
 
 
 def _summary(error: BaseException) -> str:
@@ -184,22 +189,37 @@ def _summary(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _checked(recipe: Recipe) -> Recipe:
-    """`recipe` if its values have the shapes and ranges that building it relies on."""
+def _checked(tree: _Tree) -> Recipe:
+    """The recipe, if its values have the types, shapes and ranges that building it relies on."""
+    for key in _KEYS:
+        if tree[key] == REQUIRED:
+            raise RecipeError(key, "required")
+        if key in COLLECTIONS and not isinstance(tree[key], dict):
+            singular = key.removesuffix("s")
+            name = tree[key] if isinstance(tree[key], str) and tree[key].isidentifier() else "NAME"
+            problem = f"must map each {singular}'s name to its arguments, got {tree[key]!r}; write {key}.{name}={{}}"
+            raise RecipeError(key, problem)
+        argument = Argument(kinds(_HINTS[key]), None)
+        tree[key] = _converted(argument, tree[key])
+        if not argument.accepts(tree[key]):
+            raise RecipeError(key, mismatch(argument.allowed, tree[key]))
     for section in SECTIONS:
-        arguments = getattr(recipe, section)
+        arguments = tree[section]
         if arguments is not None and not isinstance(arguments.get("name"), str):
             raise RecipeError(f"{section}.name", "required")
     for collection in COLLECTIONS:
-        for name, arguments in getattr(recipe, collection).items():
+        for name, arguments in tree[collection].items():
             if not isinstance(arguments, dict):
-                raise RecipeError(f"{collection}.{name}", f"{arguments!r} is not a mapping of arguments")
-    for key in ("global_train_batch_size", "global_eval_batch_size", "device_train_microbatch_size"):
-        size = getattr(recipe, key)
-        if isinstance(size, int) and size < 1:
-            raise RecipeError(key, f"must be at least 1, got {size}")
-    if recipe.bootstrap < 0:
-        raise RecipeError("bootstrap", f"must be at least 0, got {recipe.bootstrap}")
-    if not 0 <= recipe.seed < 2**32:
-        raise RecipeError("seed", f"must be at least 0 and below 2**32, got {recipe.seed}")
-    return recipe
+                problem = f"{arguments!r} is not a mapping of arguments; write {collection}.{name}={{}}"
+                raise RecipeError(f"{collection}.{name}", problem)
+    return Recipe(**tree)
+
+
+def _converted(argument: Argument, value: Any) -> Any:
+    """`value` as the type that the key has, where they say the same: the environment's numbers are text."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value) if set(argument.kinds) <= {"text", "null"} else value
+    if isinstance(value, str) and "text" not in argument.kinds:
+        plain = yaml.safe_load(value) if re.fullmatch(r"[-+.\w]+", value) else value
+        return plain if isinstance(plain, (bool, int, float)) else value
+    return value

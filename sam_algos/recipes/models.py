@@ -14,7 +14,7 @@ from composer.models import ComposerClassifier
 from torch import nn
 
 from sam_algos.recipes.errors import RecipeError
-from sam_algos.recipes.names import construct, lookup
+from sam_algos.recipes.names import arguments_of, construct, lookup
 
 _PYTORCHCV = ("resnet20", "wrn28_10", "pyramidnet110_a270")
 
@@ -52,7 +52,7 @@ def build_model(section: Mapping[str, Any], sample: torch.Tensor, num_classes: i
     supplied: dict[str, Any] = {"num_classes": num_classes}
     if "in_channels" in inspect.signature(factory).parameters:
         supplied["in_channels"] = sample.shape[0]
-    network = construct("model", factory, section, **supplied)
+    network = construct("model", factory, arguments_of(section), **supplied)
     shape = "x".join(map(str, sample.shape))
     try:
         with torch.no_grad():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import enum
 import inspect
-import re
-import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from sam_algos.recipes.errors import RecipeError, unknown
+from sam_algos.recipes.errors import BadArgument, RecipeError, unknown
+from sam_algos.recipes.forms import check, describe
 
 T = TypeVar("T")
 
@@ -47,13 +46,25 @@ def lookup(where: str, kind: str, name: str, table: Mapping[str, T]) -> T:
     return found[0]
 
 
+def arguments_of(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a named section: all but its ``name``.
+
+    Args:
+        section (Mapping[str, Any]): The name and the arguments.
+
+    Returns:
+        dict[str, Any]: The arguments.
+    """
+    return {key: value for key, value in section.items() if key != "name"}
+
+
 def construct(where: str, factory: Callable[..., T], arguments: Mapping[str, Any], **supplied: Any) -> T:
     """Call `factory` with the arguments that a recipe gives, and blame the recipe for what goes wrong.
 
     Args:
         where (str): The key of the recipe that holds `arguments`.
         factory (Callable): A class or a function.
-        arguments (Mapping[str, Any]): What the recipe says; a ``name`` among them is left out.
+        arguments (Mapping[str, Any]): What the recipe says.
         **supplied (Any): Arguments that are not the recipe's to choose.
 
     Returns:
@@ -67,74 +78,33 @@ def construct(where: str, factory: Callable[..., T], arguments: Mapping[str, Any
         >>> construct("algorithms.x", complex, {"real": 1.0}, imag=2.0)
         (1+2j)
     """
-    chosen = {key: value for key, value in arguments.items() if key != "name"}
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(factory).parameters.items()
-        if name not in supplied and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    }
-    for name in chosen:
-        if name in supplied or not (name in parameters or _takes_anything(factory)):
-            raise unknown(where, "argument", name, parameters)
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in chosen:
-            raise RecipeError(f"{where}.{name}", "required")
-    hints = _hints(factory)
-    chosen = {name: _typed(f"{where}.{name}", hints.get(name, Any), value) for name, value in chosen.items()}
+    check(where, describe(factory, supplied), arguments)
+    members = _enumerations(factory)
+    chosen = {name: _member(members[name], value) if name in members else value for name, value in arguments.items()}
     try:
         return factory(**supplied, **chosen)
     except RecipeError:
         raise
+    except BadArgument as error:
+        raise RecipeError(f"{where}.{error.argument}", error) from error
     except Exception as error:  # whatever it is, these arguments provoked it
-        raise _blame(where, chosen, error) from error
+        raise RecipeError(where, error) from error
 
 
-def _takes_anything(factory: Callable[..., Any]) -> bool:
-    """Functions pass ``**kwargs`` on and check them there; Composer's base classes swallow them."""
-    kinds = [parameter.kind for parameter in inspect.signature(factory).parameters.values()]
-    return inspect.Parameter.VAR_KEYWORD in kinds and not inspect.isclass(factory)
-
-
-def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
+def _enumerations(factory: Callable[..., Any]) -> dict[str, list[type[enum.Enum]]]:
+    """The arguments that are members of an enumeration, which YAML writes as their values."""
+    annotated: Any = factory.__init__ if inspect.isclass(factory) else factory
     try:
-        return typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    except (NameError, TypeError):  # a type imported for type checkers only
+        hints = typing.get_type_hints(annotated)
+    except (NameError, TypeError):
         return {}
+    options = {name: typing.get_args(hint) or (hint,) for name, hint in hints.items()}
+    found = {name: [option for option in some if isinstance(option, enum.EnumMeta)] for name, some in options.items()}
+    return {name: classes for name, classes in found.items() if classes}
 
 
-def _typed(where: str, hint: Any, value: Any) -> Any:
-    """`value`, as a member where `hint` is an enumeration, if YAML could mean `hint` by it."""
-    # On Python 3.10 list[int] passes for a class.
-    if typing.get_origin(hint) is None and inspect.isclass(hint) and issubclass(hint, enum.Enum):
-        try:
-            return hint(value)
-        except ValueError:
-            values = [str(member.value) for member in hint]
-            raise unknown(where, "value", value, values) from None
-    if not _fits(hint, value):
-        raise RecipeError(where, f"{value!r} is not of type {getattr(hint, '__name__', hint)}")
+def _member(classes: list[type[enum.Enum]], value: Any) -> Any:
+    for cls in classes:
+        if value in [member.value for member in cls]:
+            return cls(value)
     return value
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    if hint is Any:
-        return True
-    origin = typing.get_origin(hint) or hint
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(option, value) for option in typing.get_args(hint))
-    if origin in (int, float):
-        return isinstance(value, (int, origin)) and not isinstance(value, bool)
-    if origin in (tuple, list, Sequence):
-        return isinstance(value, list)
-    if origin in (bool, str, dict, type(None)):
-        return isinstance(value, origin)
-    return not inspect.isclass(origin) or origin is object or isinstance(value, origin)
-
-
-def _blame(where: str, arguments: Mapping[str, Any], error: Exception) -> RecipeError:
-    """An error at `where`, or at the argument that the message names."""
-    message = str(error) or type(error).__name__
-    for name in arguments:
-        if re.search(rf"\b{re.escape(name)}\b", message):
-            return RecipeError(f"{where}.{name}", message.removeprefix(f"{name}: "))
-    return RecipeError(where, message)

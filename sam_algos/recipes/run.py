@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import shutil
-import time
+import os
+import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from composer import Time, Trainer
-from composer.core import DataSpec, Precision, TimeUnit
+from composer import Trainer
+from composer.core import DataSpec
 from composer.utils import dist, get_device, reproducibility
 from torch.utils.data import DataLoader
 
+from sam_algos.recipes.check import check_names
 from sam_algos.recipes.components import (
     build_algorithms,
     build_collection,
@@ -25,12 +25,14 @@ from sam_algos.recipes.components import (
     loggers,
 )
 from sam_algos.recipes.datasets import build_dataset, eval_section
-from sam_algos.recipes.errors import RecipeError, unknown
+from sam_algos.recipes.errors import RecipeError
+from sam_algos.recipes.folders import make_folder, remove_folders
 from sam_algos.recipes.load import dump_recipe
 from sam_algos.recipes.models import build_model
 from sam_algos.recipes.names import construct
 from sam_algos.recipes.noise import LabelledImages
-from sam_algos.recipes.records import MetricsFile, StepTimes
+from sam_algos.recipes.progress import Progress
+from sam_algos.recipes.records import MetricsFile, StepTimes, Summary, summarise
 from sam_algos.recipes.schema import Recipe
 
 if TYPE_CHECKING:
@@ -38,21 +40,27 @@ if TYPE_CHECKING:
 
 _TRAINER_ARGUMENTS = inspect.signature(Trainer).parameters
 
+_LOADERS = {("utils", "checkpoint.py"), ("checkpoint", "load.py")}
+
 
 @dataclass(frozen=True)
 class Run:
     """A run that is ready to start.
 
     Args:
-        trainer (Trainer): Start it with ``trainer.fit()``.
-        times (StepTimes): What its steps take.
+        trainer (Trainer): Start it with `fit`.
         folder (Path): Where its files lie.
+        progress (Progress | None): What it prints meanwhile.
+        resumes (bool): Whether it goes on from its latest checkpoint, where there is one.
+        made (tuple[Path, ...]): The folders that were made for it, innermost first. Default: ``()``.
         relabellings (tuple[Relabelling, ...]): What ``bootstrap`` made of the labels before it. Default: ``()``.
     """
 
     trainer: Trainer
-    times: StepTimes
     folder: Path
+    progress: Progress | None
+    resumes: bool
+    made: tuple[Path, ...] = ()
     relabellings: tuple[Relabelling, ...] = ()
 
     @property
@@ -68,18 +76,38 @@ class Run:
     @property
     def checkpoint(self) -> str | None:
         """The last checkpoint, None where there is none."""
-        saved = self.trainer.saved_checkpoints
-        return saved[-1] if saved else None
+        if saved := self.trainer.saved_checkpoints:
+            return saved[-1]
+        loaded = self.trainer.state.load_path if self.resumes else None
+        return loaded and os.path.relpath(os.path.realpath(loaded))
 
-    def accuracy(self) -> float | None:
-        """The accuracy of the last evaluation.
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to train, as it goes on from the checkpoint of its end."""
+        now, end = self.trainer.state.timestamp, self.trainer.state.max_duration
+        return end is not None and now >= end
+
+    def fit(self) -> None:
+        """Train; where a run that is resumed is done already, nothing happens."""
+        if not (self.resumes and self.complete):
+            self.trainer.fit()
+
+    def summary(self) -> Summary:
+        """What was logged so far, by this process and those before it."""
+        return summarise(self.log)
+
+    def stop(self) -> bool:
+        """Stop after an error or an interrupt, and leave nothing behind where there is nothing to keep.
 
         Returns:
-            float | None: In ``[0, 1]``; None before the first evaluation.
+            bool: Whether a step was taken, so that there are files to look at.
         """
-        metrics = self.trainer.state.eval_metrics.get("eval", {})
-        metric = metrics.get("MulticlassAccuracy")
-        return float(metric.compute()) if metric is not None and metric.update_called else None
+        if self.progress is not None:
+            self.progress.stop()
+        kept = int(self.trainer.state.timestamp.batch) > 0 or not self.made
+        if not kept and dist.get_global_rank() == 0:
+            remove_folders(self.made)
+        return kept
 
 
 def prepare(recipe: Recipe, name: str, labels: torch.Tensor | None = None) -> Run:
@@ -96,10 +124,13 @@ def prepare(recipe: Recipe, name: str, labels: torch.Tensor | None = None) -> Ru
     Raises:
         RecipeError: For whatever is wrong with the recipe; then nothing was created.
     """
-    _check(recipe)
+    check_names(recipe)
+    if recipe.bootstrap:
+        raise RecipeError("bootstrap", f"must be 0 where it is trained once, got {recipe.bootstrap}")
+    _join(recipe)
     algorithms = build_algorithms(recipe.algorithms)
     watchers = build_collection("callbacks", callbacks(), recipe.callbacks)
-    train, test = _data(recipe)
+    train, test = load_data(recipe)
     train = train if labels is None else replace(train, labels=labels)
     reproducibility.seed_all(recipe.seed)
     model = build_model(recipe.model, train[0][0], train.num_classes)
@@ -115,23 +146,17 @@ def prepare(recipe: Recipe, name: str, labels: torch.Tensor | None = None) -> Ru
             recipe, test, recipe.global_eval_batch_size or recipe.global_train_batch_size, train=False
         ),
     }
-    recipe = _named(recipe, name)
     destinations = build_collection("loggers", loggers(), recipe.loggers)
-    return _start(recipe, parts, watchers, destinations)
+    recipe, made = make_folder(recipe, name)
+    try:
+        return _start(recipe, parts, watchers, destinations, made)
+    except BaseException:  # an interrupt, too, leaves nothing behind
+        remove_folders(made)
+        raise
 
 
-def _check(recipe: Recipe) -> None:
-    """See that the values which only Composer can judge are good, and start its process group."""
-    for key in ("max_duration", "eval_interval", "save_interval"):
-        _duration(key, getattr(recipe, key))
-    if recipe.precision is not None and recipe.precision not in (valid := [p.value for p in Precision]):
-        raise unknown("precision", "precision", recipe.precision, valid)
-    if recipe.load_path is not None and "://" not in recipe.load_path and not Path(recipe.load_path).exists():
-        raise RecipeError("load_path", f"no such file: {recipe.load_path}")
-    if recipe.bootstrap:
-        raise RecipeError("bootstrap", f"must be 0 where it is trained once, got {recipe.bootstrap}")
-    if recipe.autoresume and (recipe.run_name is None or recipe.save_folder is None):
-        raise RecipeError("autoresume", "needs a run_name and a save_folder to go on from")
+def _join(recipe: Recipe) -> None:
+    """Find the device, and where there are several processes, start their group."""
     try:
         device = get_device(recipe.device)
         if dist.get_world_size() > 1:  # one process alone would pay for collectives with nobody
@@ -140,19 +165,19 @@ def _check(recipe: Recipe) -> None:
         raise RecipeError("device", error) from error
 
 
-def _duration(key: str, value: int | str) -> None:
-    try:
-        duration = Time.from_input(value, TimeUnit.EPOCH)
-    except (ValueError, TypeError):
-        raise RecipeError(key, f"{value!r} is not a duration; write e.g. 20ep or 4000ba") from None
-    if duration.value <= 0:
-        raise RecipeError(key, f"must be longer than nothing, got {value!r}")
+def load_data(recipe: Recipe) -> tuple[LabelledImages, LabelledImages]:
+    """Open the data of a recipe.
 
+    Args:
+        recipe (Recipe): A resolved recipe.
 
-def _data(recipe: Recipe) -> tuple[LabelledImages, LabelledImages]:
+    Returns:
+        tuple[LabelledImages, LabelledImages]: What is trained on, and what is evaluated on.
+
+    Raises:
+        RecipeError: If it is not there, or does not go together.
+    """
     train = build_dataset("train_dataset", recipe.train_dataset, train=True)
-    if recipe.eval_dataset and "evaluate" in recipe.train_dataset:
-        raise RecipeError("train_dataset.evaluate", "must be left out where eval_dataset says what to evaluate on")
     test_section = recipe.eval_dataset or eval_section(recipe.train_dataset)
     test = build_dataset("eval_dataset", test_section, train=False)
     if train.num_classes != test.num_classes:
@@ -183,58 +208,39 @@ def _split(batch: Any, size: int | float) -> list[Any]:
     return list(zip(*(part.split(int(size)) for part in batch), strict=True))
 
 
-def _named(recipe: Recipe, name: str) -> Recipe:
-    """`recipe` with a run name, the same on every process."""
-    names = [recipe.run_name or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"]
-    if dist.get_world_size() > 1:
-        dist.broadcast_object_list(names)
-    return replace(recipe, run_name=names[0])
-
-
-def _start(recipe: Recipe, parts: dict[str, Any], watchers: list[Any], destinations: list[Any]) -> Run:
-    """Make the run folder and the Trainer; where Composer refuses, the folder goes again."""
-    folder, made = _make_folder(recipe)
-    times = StepTimes()
+def _start(
+    recipe: Recipe, parts: dict[str, Any], watchers: list[Any], destinations: list[Any], made: tuple[Path, ...]
+) -> Run:
+    """Make the Trainer, and write the recipe down."""
+    folder = Path(recipe.run_folder.format(run_name=recipe.run_name))
+    progress = Progress() if recipe.progress_bar else None
     arguments = {key: value for key, value in vars(recipe).items() if key in _TRAINER_ARGUMENTS}
-    arguments["callbacks"] = [*watchers, times]
-    arguments["loggers"] = [*destinations, MetricsFile(folder / "metrics.jsonl")]
+    arguments["progress_bar"] = False  # ours is a line for each epoch
+    arguments["callbacks"] = [*watchers, StepTimes()]
+    shown = [] if progress is None else [progress]
+    arguments["loggers"] = [*destinations, MetricsFile(folder / "metrics.jsonl"), *shown]
     try:
         trainer = Trainer(**{**arguments, **parts})
     except Exception as error:  # Composer and its algorithms refuse in many ways; all are about the recipe
-        _remove(made)
-        raise RecipeError("recipe", error) from error
-    run = Run(trainer, times, folder)
+        raise RecipeError(_culprit(error, recipe), error) from error
+    run = Run(trainer, folder, progress, recipe.autoresume, made)
     if dist.get_global_rank() == 0:
-        run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+        # A name that is taken would keep the file from being run again; to resume, it has to be the same.
+        again = recipe if recipe.autoresume else replace(recipe, run_name=None)
+        try:
+            run.recipe.write_text(dump_recipe(again), encoding="utf-8")
+        except OSError as error:
+            raise RecipeError("run_folder", f"cannot write {run.recipe}: {error.strerror or error}") from error
     return run
 
 
-def _make_folder(recipe: Recipe) -> tuple[Path, list[Path]]:
-    """The run folder, and the folders that rank 0 made for it, innermost first.
-
-    A folder that exists is another run's, unless this run resumes that one.
-    """
-    try:
-        folder = Path(recipe.run_folder.format(run_name=recipe.run_name))
-    except (KeyError, ValueError, IndexError, AttributeError) as error:
-        raise RecipeError("run_folder", f"cannot fill in {recipe.run_folder!r}: {error}") from error
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    dist.barrier()  # all have looked before one makes it
-    if not missing and not recipe.autoresume:
-        raise RecipeError("run_name", f"{folder} exists; take another name, or go on with autoresume=true")
-    if dist.get_global_rank() != 0:
-        return folder, []
-    try:
-        folder.mkdir(parents=True, exist_ok=recipe.autoresume)
-    except OSError as error:
-        raise RecipeError("run_folder", error) from error
-    return folder, missing
-
-
-def _remove(made: list[Path]) -> None:
-    """Remove the run folder with all that is in it, and its parents unless another run uses them."""
-    if made:
-        shutil.rmtree(made[0])
-    with contextlib.suppress(OSError):
-        for parent in made[1:]:
-            parent.rmdir()
+def _culprit(error: Exception, recipe: Recipe) -> str:
+    """The key that an error of Composer's is about, by the file that raised it."""
+    files = [Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)]
+    for parts in reversed(files):
+        for name in recipe.algorithms:
+            if parts[-3:-1] == ("algorithms", name):
+                return f"algorithms.{name}"
+        if recipe.load_path is not None and parts[-2:] in _LOADERS:
+            return "load_path"
+    return "recipe"

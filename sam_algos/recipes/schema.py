@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from sam_algos.core.options import Positive, PositiveInt, Range, Seed
 
 REQUIRED: Any = "???"  # OmegaConf's mark of a value that has to be given
+
+FILE_KEYS = ("base", "method", "methods")
+"""The keys of a file that a resolved recipe no longer has."""
 
 SECTIONS = ("model", "train_dataset", "eval_dataset", "optimizer", "scheduler")
 """The keys that hold one named thing: its ``name`` and its arguments."""
@@ -14,14 +20,35 @@ SECTIONS = ("model", "train_dataset", "eval_dataset", "optimizer", "scheduler")
 COLLECTIONS = ("algorithms", "callbacks", "loggers")
 """The keys that map names to arguments."""
 
+_UNITS = "ep|ba|sp|tok|iter"  # Composer's; it refuses to train for seconds, and "dur" is a share of max_duration
+
+
+def _lasts(value: Any) -> bool:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value > 0
+    if not isinstance(value, str):
+        return False
+    match = re.fullmatch(rf"(\d+(?:\.\d*)?(?:e\+?\d\d?)?)\s*({_UNITS})", value.strip())
+    return match is not None and float(match[1]) > 0 and float(match[1]).is_integer()
+
+
+def _is_interval(value: Any) -> bool:
+    share = re.fullmatch(r"(0?\.\d+|1|1\.0*)\s*dur", value.strip()) if isinstance(value, str) else None
+    return _lasts(value) or (share is not None and float(share[1]) > 0)
+
+
+Duration = Annotated[int | str, Range("a duration > 0, e.g. 20ep or 4000ba", _lasts)]
+Interval = Annotated[int | str, Range("a duration > 0, e.g. 1ep, 100ba or 0.1dur", _is_interval)]
+_AllOrSome = Annotated[int, Range("an integer >= -1", lambda v: isinstance(v, int) and v >= -1 and v is not True)]
+_Seed = Annotated[int, Range("an integer in [0, 2**32)", lambda v: type(v) is int and 0 <= v < 2**32)]
+
 
 @dataclass
 class Recipe:
     """A training run, complete and resolved.
 
     The keys have the names that Composer and llm-foundry give them; those that are arguments of
-    ``composer.Trainer`` mean what they mean there. A file has these keys and ``base``, the path of a
-    recipe that it changes.
+    ``composer.Trainer`` mean what they mean there. A file has these keys and those of `FILE_KEYS`.
 
     Args:
         model (dict): The network: its name and arguments.
@@ -41,8 +68,8 @@ class Recipe:
         global_eval_batch_size (int): The same for evaluation. Default: as for training.
         device_train_microbatch_size (int | str): Samples per forward pass on one device, or auto.
         dataloader (dict): Arguments of torch's DataLoader, e.g. num_workers.
-        eval_interval (int | str): How often to evaluate; the end comes on top. Default: 1ep.
-        seed (int): Of everything random but the label noise. Default: 0.
+        eval_interval (int | str): How often to evaluate, besides once at the end. Default: 1ep.
+        seed (int): Of weights, data order and augmentation; label noise has its own. Default: 0.
         precision (str): fp32, amp_bf16, amp_fp16, ... Default: Composer's for the device.
         device (str): cpu, gpu, mps, ... Default: a GPU where there is one.
         deterministic_mode (bool): Bitwise reproducible on a GPU, and slower. Default: false.
@@ -53,12 +80,12 @@ class Recipe:
         run_name (str): Default: the recipe's name and the time.
         run_folder (str): Where the run's files lie; it must be new. Default: runs/{run_name}.
         save_folder (str): Where its checkpoints lie; null saves none. Default: ${run_folder}/checkpoints.
-        save_interval (int | str): How often to save; the end comes on top. Default: 1ep.
+        save_interval (int | str): How often to save, besides once at the end. Default: 1ep.
         save_num_checkpoints_to_keep (int): The latest; -1 keeps all. Default: 1.
         load_path (str): A checkpoint to start from.
         load_weights_only (bool): Take only the weights from load_path. Default: false.
         autoresume (bool): Go on from the latest checkpoint of run_name, if there is one. Default: false.
-        progress_bar (bool): Composer's progress bar. Default: true.
+        progress_bar (bool): A line for each epoch, and on a terminal a bar within it. Default: true.
         log_to_console (bool): The metrics as lines of text. Default: false.
         python_log_level (str): Of Composer's own log messages, e.g. info.
     """
@@ -73,32 +100,40 @@ class Recipe:
     loggers: dict[str, Any] = field(default_factory=dict)
     variables: dict[str, Any] = field(default_factory=dict)
 
-    max_duration: int | str = REQUIRED
-    bootstrap: int = 0
-    global_train_batch_size: int = REQUIRED
-    global_eval_batch_size: int | None = None
-    device_train_microbatch_size: int | str | None = None
+    max_duration: Duration = REQUIRED
+    bootstrap: Seed = 0
+    global_train_batch_size: PositiveInt = REQUIRED
+    global_eval_batch_size: PositiveInt | None = None
+    device_train_microbatch_size: PositiveInt | Literal["auto"] | None = None
     dataloader: dict[str, Any] = field(default_factory=dict)
-    eval_interval: int | str = "1ep"
-    seed: int = 0
-    precision: str | None = None
-    device: str | None = None
+    eval_interval: Interval = "1ep"
+    seed: _Seed = 0
+    precision: Literal["fp32", "amp_bf16", "amp_fp16", "amp_fp8"] | None = None
+    device: Literal["cpu", "gpu", "mps", "tpu", "hpu"] | None = None
     deterministic_mode: bool = False
     parallelism_config: dict[str, Any] | None = None
     compile_config: dict[str, Any] | None = None
-    dist_timeout: float = 300.0
+    dist_timeout: Positive = 300.0
 
     run_name: str | None = None
     run_folder: str = "runs/{run_name}"
     save_folder: str | None = "${run_folder}/checkpoints"
-    save_interval: int | str = "1ep"
-    save_num_checkpoints_to_keep: int = 1
+    save_interval: Interval = "1ep"
+    save_num_checkpoints_to_keep: _AllOrSome = 1
     load_path: str | None = None
     load_weights_only: bool = False
     autoresume: bool = False
     progress_bar: bool = True
     log_to_console: bool = False
-    python_log_level: str | None = None
+    python_log_level: Literal["debug", "info", "warning", "error", "critical"] | None = None
+
+
+_FILE_KEYS = """\
+    base (str): A recipe that this one changes: a file beside it, or one that comes with the package.
+    method (str): The row of methods to train with, or a method that has none, with its defaults; null for neither.
+    methods (dict): Tuned rows, each with the keys that it changes: laid over the file, below overrides.
+
+"""
 
 
 def describe() -> str:
@@ -109,6 +144,6 @@ def describe() -> str:
 
     Example:
         >>> print(describe().splitlines()[0])
-            model (dict): The network: its name and arguments.
+            base (str): A recipe that this one changes: a file beside it, or one that comes with the package.
     """
-    return inspect.cleandoc(Recipe.__doc__ or "").partition("Args:\n")[2]
+    return _FILE_KEYS + inspect.cleandoc(Recipe.__doc__ or "").partition("Args:\n")[2]

@@ -149,7 +149,7 @@ def test_what_is_no_radius_is_refused(rho: Any) -> None:
     with pytest.raises(ValueError) as error:
         SAM(rho=rho)
     assert str(error.value) == (
-        f"SAM(rho={rho!r}): rho must be a finite number > 0, or a schedule: Linear, Cosine or Proportional."
+        f"SAM(rho={rho!r}): rho must be a finite number > 0, or a Schedule."
     )
 
 

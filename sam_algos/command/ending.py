@@ -1,0 +1,118 @@
+"""How a command ends: one line for whatever went wrong, and an exit status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sam_algos.recipes.run import Run
+
+_SIGNALLED = (130, 143)  # 128 + SIGINT or SIGTERM: Composer's signal handlers exit with them
+
+
+@dataclass
+class Ending:
+    """How the command ended.
+
+    Args:
+        code (int): The exit status. Default: 0.
+    """
+
+    code: int = 0
+
+
+_running: list[Run] = []
+
+
+def running(run: Run) -> None:
+    """Say which run is going on, so that what interrupts it can say where its files are.
+
+    Args:
+        run (Run): Takes the place of the one before.
+    """
+    _running[:] = [run]
+
+
+def rank() -> int:
+    """This process's rank, without asking PyTorch for it."""
+    return int(os.environ.get("RANK", 0))
+
+
+@contextmanager
+def ending(*, traceback: bool) -> Iterator[Ending]:
+    """Turn what is raised into one line on standard error and an exit status.
+
+    Args:
+        traceback (bool): Raise it instead.
+
+    Yields:
+        Ending: Whose code is 1 when training failed, 2 when a recipe is wrong, 130 and 143 after a signal.
+    """
+    from sam_algos.recipes.errors import RecipeError
+
+    end, _running[:] = Ending(), []
+    try:
+        yield end
+    except (KeyboardInterrupt, SystemExit) as stop:
+        code = getattr(stop, "code", 130)
+        if code not in _SIGNALLED:
+            raise
+        end.code = int(code)
+        _say("interrupted" + _files())
+    except BrokenPipeError:
+        raise
+    except RecipeError as error:
+        _files()
+        if traceback:
+            raise
+        end.code = 2
+        _say(f"error: {error}")
+    except Exception as error:  # whatever stopped the training: one line, and where to look
+        files = _files()
+        if traceback:
+            raise
+        end.code = 1
+        what = _disk_full(error) or f"{_summary(error)} (--traceback shows where)"
+        print(f"error: {what}{files}", file=sys.stderr, flush=True)
+    finally:
+        _running.clear()
+
+
+def _say(line: str) -> None:
+    if rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+    else:
+        time.sleep(3)  # the launcher ends all processes when one ends: let the one that speaks be first
+
+
+def _files() -> str:
+    """Where the files of the run are, if there is anything in them; its bar is taken away, and an empty folder, too."""
+    if not _running:
+        return ""
+    run = _running[0]
+    if not run.stop():
+        return "; no step was taken, and no file is left"
+    return f"; checkpoint: {run.checkpoint or '-'}, log: {run.log}"
+
+
+def _summary(error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def _disk_full(error: BaseException | None) -> str | None:
+    """A full disk by its name, however deep in the libraries it was met."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"no space is left on the disk{f' for {error.filename}' if error.filename else ''}"
+        if "PytorchStreamWriter failed writing" in str(error):  # all that PyTorch says of a checkpoint's failed write
+            return "a checkpoint could not be written; is the disk full?"
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,46 @@
+"""``sam-algos show``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+_EXAMPLES = """\
+examples:
+  sam-algos show digits/sam
+  sam-algos show cifar10/resnet18 variables.data_path=/data
+"""
+
+
+def epilog() -> str:
+    """The examples."""
+    return _EXAMPLES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with the package")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what to change in it")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code something fails")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the recipe at once, then what takes the model and the data to know."""
+    from sam_algos.recipes import check_names, dump_recipe, load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    check_names(recipe)
+    if not args.json:
+        print(dump_recipe(recipe), flush=True)
+    from sam_algos.recipes.size import size_of
+
+    size = size_of(recipe)
+    if args.json:
+        print(json.dumps({"recipe": vars(recipe), **vars(size)}))
+        return 0
+    print(f"# parameters: {size.parameters:,}")
+    print(f"# samples: {size.train_samples:,} to train on, {size.eval_samples:,} to evaluate on")
+    total = "" if size.steps is None else f", {size.steps:,} in all"
+    print(f"# steps: {size.steps_per_epoch:,} an epoch{total}")
+    return 0

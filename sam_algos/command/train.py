@@ -1,0 +1,109 @@
+"""``sam-algos train``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from sam_algos.command.ending import rank, running
+
+if TYPE_CHECKING:
+    from sam_algos.recipes import Recipe
+    from sam_algos.recipes.run import Run
+
+_EXAMPLES = """\
+examples:
+  sam-algos train digits
+  sam-algos train digits/sam                       the same as: sam-algos train digits method=sam
+  sam-algos train digits max_duration=20ep algorithms.aesam.rho=0.1
+  sam-algos train digits method=sam algorithms.mixup.alpha=0.2 algorithms.label_smoothing=null
+  sam-algos train mine.yaml run_name=first autoresume=true
+  composer -n 2 -m sam_algos.train cifar10/wrn28_10/sam variables.data_path=/data
+
+keys of a recipe and of overrides (dotted: section.key=value):
+"""
+
+
+def epilog() -> str:
+    """The examples, and the keys of a recipe."""
+    from sam_algos.recipes.schema import describe
+
+    return _EXAMPLES + describe()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with the package")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what to change in it")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code something fails")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and print the table."""
+    from sam_algos.recipes import check_names, find, load_recipe
+
+    start = time.perf_counter()
+    recipe = load_recipe(args.recipe, args.overrides)
+    check_names(recipe)
+    done = train(recipe, find(args.recipe).label)
+    if rank() == 0:
+        rows = _json(done) if args.json else _table(done, time.perf_counter() - start)
+        print(rows, flush=True)
+    return 0
+
+
+def train(recipe: Recipe, label: str) -> Run:
+    """Train a recipe, with all rounds of its ``bootstrap``.
+
+    Args:
+        recipe (Recipe): Resolved, and its names checked.
+        label (str): What a run without a name is called, before the time.
+
+    Returns:
+        Run: The last training, done.
+
+    Raises:
+        RecipeError: For whatever else is wrong with the recipe.
+    """
+    from sam_algos.recipes.bootstrap import trainings  # imports Composer, which takes seconds
+
+    # Smoothed and mixed labels add up to one but for rounding, of which Composer warns.
+    warnings.filterwarnings("ignore", message="Some targets have less than 1 total probability")
+    run = None
+    for run in trainings(recipe, label):
+        running(run)
+        run.fit()
+    assert run is not None
+    return run
+
+
+def _table(run: Run, seconds: float) -> str:
+    summary = run.summary()
+    plain, sharp, found = summary.plain_seconds, summary.sharp_seconds, summary.headline
+    rows = {
+        "clean test accuracy" if found is None or found.name == "accuracy" else f"test {found.name}": (
+            "-" if found is None else found.shown
+        ),
+        **{f"labels, round {number}": line for number, line in enumerate(run.relabellings, 1)},
+        "SAM fraction": f"{100 * summary.fraction:.1f} %",
+        "gradients": f"{summary.gradients:.0f} in {summary.steps} steps",
+        "plain step (median)": "-" if plain is None else f"{1000 * plain:.2f} ms",
+        "sharp step (median)": "-" if sharp is None else f"{1000 * sharp:.2f} ms",
+        "wall clock": f"{seconds:.1f} s",
+        "log": run.log,
+        "recipe": run.recipe,
+        "checkpoint": run.checkpoint or "-",
+    }
+    return "\n".join(f"{name:<20} {value}" for name, value in rows.items())
+
+
+def _json(run: Run) -> str:
+    summary = vars(run.summary())
+    found = summary.pop("headline")
+    files = {"log": str(run.log), "recipe": str(run.recipe), "checkpoint": run.checkpoint}
+    result: dict[str, Any] = {"metric": found and found.name, "value": found and found.value, **summary, **files}
+    return json.dumps(result)

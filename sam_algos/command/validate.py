@@ -1,0 +1,42 @@
+"""``sam-algos validate``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+_EXAMPLES = """\
+examples:
+  sam-algos validate mine.yaml max_duration=20ep
+  sam-algos validate --json mine.yaml        {"valid": false, "where": "...", "problem": "..."}
+
+Keys, names, arguments and ranges are checked. What only the data, the device and the libraries can tell
+is found when training begins, before its first step.
+"""
+
+
+def epilog() -> str:
+    """The examples."""
+    return _EXAMPLES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with the package")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what to change in it")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the recipe."""
+    from sam_algos.recipes import RecipeError, check_names, load_recipe
+
+    try:
+        check_names(load_recipe(args.recipe, args.overrides))
+    except RecipeError as error:
+        if not args.json:
+            raise
+        print(json.dumps({"valid": False, "where": error.where, "problem": error.problem}))
+        return 2
+    print(json.dumps({"valid": True}) if args.json else f"valid: {args.recipe}")
+    return 0

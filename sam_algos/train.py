@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from sam_algos import command
+import sam_algos.command as command  # not `from sam_algos`, which would look among the public names first
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,9 @@ COMMANDS = {
     "list": "list the recipes, and all that they can name",
     "explain": "explain a method or one of its parts",
 }
-"""The commands, each the module of its name."""
+"""The commands, and what each does."""
+
+_MODULES = {"list": "names"}  # the others have the name of their command
 
 _EXAMPLES = """\
 examples:
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] not in COMMANDS:
         return _front(argv)
     name, *rest = argv
-    command = import_module(f"sam_algos.command.{name}")
+    command = import_module(f"sam_algos.command.{_MODULES.get(name, name)}")
     # No formatter that folds lines: descriptions and examples are laid out by hand.
     parser = argparse.ArgumentParser(
         prog=f"sam-algos {name}", description=COMMANDS[name].capitalize() + ".", epilog=command.epilog(),

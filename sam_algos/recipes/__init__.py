@@ -1,8 +1,8 @@
 """Recipes: a training run written down as YAML.
 
-`load_recipe` finds and reads one and checks it against `Recipe`, which lists the keys; `check_names` checks the names in
-it and their arguments; ``prepare`` in ``sam_algos.recipes.run`` builds what it names. Importing this package imports
-neither torch nor Composer.
+`load_recipe` finds and reads one and checks it against `Recipe`, which lists the keys; `check_names` checks the names
+in it and their arguments; ``prepare`` in ``sam_algos.recipes.run`` builds what it names. Importing this package
+imports neither torch nor Composer.
 """
 
 from sam_algos.recipes.check import check_names

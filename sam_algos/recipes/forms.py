@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import enum
 import inspect
 import math
@@ -169,13 +170,29 @@ def check(where: str, form: Form, arguments: Mapping[str, Any]) -> None:
             if argument.default is None:
                 raise RecipeError(f"{where}.{name}", "required")
         elif not argument.accepts(arguments[name]):
-            raise RecipeError(f"{where}.{name}", mismatch(argument.allowed, arguments[name]))
+            raise RecipeError(f"{where}.{name}", mismatch(argument, arguments[name]))
 
 
-def mismatch(allowed: str, value: Any) -> str:
-    """What is wrong with a value that is not what it may be, and where it is clear, what to write instead."""
-    whole = isinstance(value, float) and value.is_integer() and "integer" in allowed
-    return f"must be {allowed}, got {value!r}" + (f"; write {int(value)}" if whole else "")
+def mismatch(argument: Argument, value: Any) -> str:
+    """What is wrong with a value that is not what it may be, and where it is clear, what to write instead.
+
+    Args:
+        argument (Argument): What it may be.
+        value (Any): What it is.
+
+    Returns:
+        str: For people.
+
+    Example:
+        >>> mismatch(Argument(("an integer >= 0",), "0"), 1e3)
+        'must be an integer >= 0, got 1000.0; write 1000'
+    """
+    problem = f"must be {argument.allowed}, got {value!r}"
+    if isinstance(value, float) and value.is_integer() and argument.accepts(int(value)):
+        return f"{problem}; write {int(value)}"
+    choices = [choice for kind in argument.kinds if kind.startswith(_ONE_OF) for choice in _choices(kind)]
+    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    return f"{problem}; did you mean {near[0]!r}?" if near else problem
 
 
 def _fits(kind: str, value: Any) -> bool:

@@ -202,7 +202,7 @@ def _checked(tree: _Tree) -> Recipe:
         argument = Argument(kinds(_HINTS[key]), None)
         tree[key] = _converted(argument, tree[key])
         if not argument.accepts(tree[key]):
-            raise RecipeError(key, mismatch(argument.allowed, tree[key]))
+            raise RecipeError(key, mismatch(argument, tree[key]))
     for section in SECTIONS:
         arguments = tree[section]
         if arguments is not None and not isinstance(arguments.get("name"), str):

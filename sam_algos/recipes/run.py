@@ -222,7 +222,9 @@ def _start(
     try:
         trainer = Trainer(**{**arguments, **parts})
     except Exception as error:  # Composer and its algorithms refuse in many ways; all are about the recipe
-        raise RecipeError(_culprit(error, recipe), error) from error
+        where = _culprit(error, recipe)
+        problem = f"{recipe.load_path} is no checkpoint: {error}" if where == "load_path" else error
+        raise RecipeError(where, problem) from error
     run = Run(trainer, folder, progress, recipe.autoresume, made)
     if dist.get_global_rank() == 0:
         # A name that is taken would keep the file from being run again; to resume, it has to be the same.

@@ -148,9 +148,7 @@ def test_what_follows_progress_needs_the_number_of_steps(schedule: Schedule) -> 
 def test_what_is_no_radius_is_refused(rho: Any) -> None:
     with pytest.raises(ValueError) as error:
         SAM(rho=rho)
-    assert str(error.value) == (
-        f"SAM(rho={rho!r}): rho must be a finite number > 0, or a Schedule."
-    )
+    assert str(error.value) == (f"SAM(rho={rho!r}): rho must be a finite number > 0, or a Schedule.")
 
 
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {

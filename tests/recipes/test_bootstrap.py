@@ -18,8 +18,8 @@ from sam_algos.recipes.bootstrap import trainings
 from sam_algos.recipes.datasets import build_dataset
 from sam_algos.recipes.models import build_model
 from sam_algos.recipes.run import Run, prepare
-from tests.recipes.conftest import Write
 from tests.recipes.test_train import Capture, lines, refused
+from tests.recipes.writing import Write
 
 NOISY = ["train_dataset.label_noise=0.4", "bootstrap=1", "run_name=twice"]
 
@@ -121,7 +121,7 @@ def test_a_run_goes_on_where_it_was_interrupted(write: Write, capsys: Capture, m
 
 
 def test_wrong_values_are_refused(write: Write, capsys: Capture, tmp_path: Path) -> None:
-    refused([str(write()), "bootstrap=-1"], capsys, "error: bootstrap: must be at least 0, got -1")
+    refused([str(write()), "bootstrap=-1"], capsys, "error: bootstrap: must be an integer >= 0, got -1")
     refused([str(write()), "bootstrap=often"], capsys, "error: bootstrap: ")
     (tmp_path / "some.pt").touch()
     refused(

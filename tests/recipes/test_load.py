@@ -11,11 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sam_algos import METHODS
-from sam_algos.recipes import Recipe, RecipeError, dump_recipe, load_recipe
-from sam_algos.recipes.schema import describe
-from tests.recipes.conftest import TINY, Write
-
-YAMLS = Path(__file__).parents[2] / "yamls"
+from sam_algos.recipes import Recipe, RecipeError, check_names, dump_recipe, load_recipe, methods_of, shipped
+from sam_algos.recipes.schema import FILE_KEYS, describe
+from tests.recipes.writing import TINY, Write
 
 
 def test_defaults_and_given_values(write: Write) -> None:
@@ -27,7 +25,7 @@ def test_defaults_and_given_values(write: Write) -> None:
 
 def test_documentation_lists_every_key_in_order() -> None:
     documented = re.findall(r"^    (\w+) \(", describe(), flags=re.MULTILINE)
-    assert documented == [key.name for key in dataclasses.fields(Recipe)]
+    assert documented == [*FILE_KEYS, *(key.name for key in dataclasses.fields(Recipe))]
 
 
 def test_trainer_knows_every_key_that_is_not_ours() -> None:
@@ -107,15 +105,15 @@ def test_dump_reads_back_as_the_same(write: Write) -> None:
 ERRORS = {
     "max_duraton: 1ep": "unknown key 'max_duraton'; did you mean 'max_duration'?",
     "zzz: 1": "unknown key 'zzz'; valid: algorithms, autoresume, ",
-    "seed: abc": "seed: Value 'abc'",
-    "seed: -1": "seed: must be at least 0 and below 2**32, got -1",
+    "seed: abc": "seed: must be an integer in [0, 2**32), got 'abc'",
+    "seed: -1": "seed: must be an integer in [0, 2**32), got -1",
     "seed: [1]": "seed: ",
     "model: 3": "model: ",
     "model: {width: 3}": "model.name: required",
     "optimizer: {lr: 3}": "optimizer.name: required",
     "max_duration: '???'": "max_duration: required",
-    "global_train_batch_size: 0": "global_train_batch_size: must be at least 1, got 0",
-    "device_train_microbatch_size: 0": "device_train_microbatch_size: must be at least 1, got 0",
+    "global_train_batch_size: 0": "global_train_batch_size: must be an integer >= 1, got 0",
+    "device_train_microbatch_size: 0": "must be an integer >= 1, or one of 'auto', or null, got 0",
     "progress_bar: perhaps": "progress_bar: ",
     "algorithms: [sam]": "algorithms: ",
     "algorithms: {sam: 0.5}": "algorithms.sam: 0.5 is not a mapping of arguments",
@@ -124,10 +122,10 @@ ERRORS = {
     "seed: ${variables.nothing}": ": Interpolation key 'variables.nothing' not found",
     "seed: ${seed}": ": ",
     "run_name: ${": "run_name",
-    "base: nowhere.yaml": "nowhere.yaml: no such recipe file",
+    "base: nowhere.yaml": "nowhere.yaml: no such recipe; ",
     "base: recipe.yaml": "base: leads back to this file",
     "base: [a.yaml]": "base: ['a.yaml'] is not a path",
-    "base: .": "directory",
+    "base: .": ".: no such recipe; ",
     "dataloader: [1]": "dataloader: ",
 }
 """What is wrong with a line of a recipe that is right but for it."""
@@ -136,7 +134,8 @@ DOCUMENTS = {
     "seed: 1\nmodel: ]": "not YAML: line 2",
     "a: 1\na: 2": "not YAML: line 2",
     "- a": "not a mapping of keys to values",
-    "": "model: required",
+    "": "must hold one YAML document, the keys of a recipe; it has none",
+    "seed: 1\n---\nseed: 2": "must hold one YAML document, the keys of a recipe; it has 2",
     "a: b: c": "not YAML: line 1",
     "3": "recipe.yaml: ",
 }
@@ -174,28 +173,32 @@ def test_bad_override(write: Write, override: str) -> None:
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"none\.yaml: no such recipe file"):
+    with pytest.raises(RecipeError, match=r"none\.yaml: no such recipe; "):
         load_recipe(tmp_path / "none.yaml")
-    with pytest.raises(RecipeError, match="directory"):
+    with pytest.raises(RecipeError, match="no such recipe; "):
         load_recipe(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(RecipeError, match=r"binary\.yaml"):
         load_recipe(tmp_path / "binary.yaml")
 
 
-@pytest.mark.parametrize("path", sorted(YAMLS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(YAMLS)))
-def test_shipped_recipe_is_valid(path: Path) -> None:
-    needs_model = path == YAMLS / "cifar10" / "base.yaml"
-    recipe = load_recipe(path, ["model.name=resnet18_cifar"] if needs_model else [])
-    methods = [name for name in recipe.algorithms if name in {*METHODS, "sharpness_aware"}]
-    assert len(methods) == (path.stem not in ("base", "sgd"))
-    assert all(path.stem.startswith((name, "bootstrap")) for name in methods)
+SHIPPED = [(name, method) for name, path in shipped().items() for method in (None, *methods_of(path))]
+
+
+@pytest.mark.parametrize(("name", "method"), SHIPPED)
+def test_shipped_recipe_is_valid_with_every_row(name: str, method: str | None) -> None:
+    recipe = load_recipe(f"{name}/{method}" if method else name)
+    check_names(recipe)
+    methods = [given for given in recipe.algorithms if given in {*METHODS, "sharpness_aware"}]
+    if method is not None:
+        assert len(methods) == (method not in ("base", "sgd"))
+        assert all(method.startswith((found, "bootstrap")) for found in methods)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_a_recipe_for_the_digits(name: str) -> None:
-    algorithms = load_recipe(YAMLS / "digits" / f"{name}.yaml").algorithms
-    assert [given for given in algorithms if given in METHODS] == [name]
+def test_every_method_is_tuned_for_the_digits(name: str) -> None:
+    assert name in methods_of("digits")
+    assert [given for given in load_recipe(f"digits/{name}").algorithms if given in METHODS] == [name]
 
 
 KEYS = st.sampled_from([*(key.name for key in dataclasses.fields(Recipe)), "base", "name", "sam", "x", ""])

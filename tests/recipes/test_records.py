@@ -10,7 +10,7 @@ import pytest
 import torch
 from composer import Timestamp
 
-from sam_algos.recipes.records import MetricsFile, StepTimes
+from sam_algos.recipes.records import Headline, MetricsFile, StepTimes, Summary, read_metrics, summarise
 
 
 class Metrics(list[dict[str, Any]]):
@@ -56,14 +56,17 @@ def test_one_line_a_batch_and_one_an_evaluation(tmp_path: Path) -> None:
     ]
 
 
-def test_a_resumed_run_appends(tmp_path: Path) -> None:
-    for batch in (1, 2):
-        file = MetricsFile(tmp_path / "metrics.jsonl")
-        file.fit_start(state(), Metrics())
-        file.log_metrics({"loss": 0.0})
-        file.fit_end(state(batch), Metrics())
-        file.close(state(batch), Metrics())
-    assert [line["batch"] for line in read(tmp_path / "metrics.jsonl")] == [1, 2]
+def test_a_resumed_run_goes_on_from_its_batch(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for start, batches in ((0, (1, 2, 3)), (2, (3, 4))):
+        file = MetricsFile(path)
+        file.fit_start(state(start), Metrics())
+        for batch in batches:
+            file.log_metrics({"start": start})
+            file.batch_end(state(batch), Metrics())
+        file.close(state(), Metrics())
+        path.write_text(path.read_text() + '{"batch": 5, "sta')  # what a process that is killed leaves of a line
+    assert [(line["batch"], line["start"]) for line in read_metrics(path)] == [(1, 0), (2, 0), (3, 2), (4, 2)]
 
 
 def test_only_rank_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,19 +78,39 @@ def test_only_rank_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_step_times_tell_sharp_from_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 1.0, 10.0, 13.0, 20.0, 22.0, 30.0, 39.0])
+def test_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 10.0, 13.0])
     monkeypatch.setattr("sam_algos.recipes.records.time.perf_counter", lambda: next(clock))
     times, logger = StepTimes(), Metrics()
-    for applied in (0.0, 1.0, 1.0):
+    for _ in range(2):
         times.batch_start(state(), logger)
-        times.batch_end(state(**{"sam/applied": applied, "sam/fraction": 0.5}), logger)
-    times.batch_start(state(), logger)
-    times.batch_end(state(), logger)
-    assert times.seconds == {False: [1.0, 9.0], True: [3.0, 2.0]}
-    assert (times.median(sharp=False), times.median(sharp=True), times.fraction) == (5.0, 2.5, 0.5)
-    assert logger == [{"step_seconds": seconds} for seconds in (1.0, 3.0, 2.0, 9.0)]
+        times.batch_end(state(), logger)
+    assert logger == [{"step_seconds": seconds} for seconds in (1.0, 3.0)]
 
 
-def test_no_steps() -> None:
-    assert (StepTimes().median(sharp=True), StepTimes().fraction) == (None, 0.0)
+def test_summary_of_a_run(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"batch": 1, "step_seconds": 1.0, "sam/applied": 0.0, "sam/fraction": 0.0, "sam/gradients": 1.0},
+        {"batch": 2, "step_seconds": 9.0, "sam/applied": 0.0, "sam/fraction": 0.0, "sam/gradients": 1.0},
+        {"batch": 2, "metrics/eval/MulticlassAccuracy": 0.25},
+        {"batch": 3, "step_seconds": 3.0, "sam/applied": 1.0, "sam/fraction": 0.25, "sam/gradients": 2.0},
+        {"batch": 3, "metrics/eval/MulticlassAccuracy": 0.5, "metrics/eval/LanguagePerplexity": 3.0},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = summarise(path)
+    assert found.headline == Headline("accuracy", 50.0, "50.00 %")
+    assert (found.steps, found.fraction, found.gradients, found.train_seconds) == (3, 0.25, 4.0, 13.0)
+    assert (found.plain_seconds, found.sharp_seconds) == (5.0, 3.0)
+
+
+def test_a_step_without_a_method_costs_one_gradient(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"batch": 1, "step_seconds": 1.0, "metrics/eval/LanguagePerplexity": 3.25}\n')
+    found = summarise(path)
+    assert (found.gradients, found.fraction, found.sharp_seconds) == (1.0, 0.0, None)
+    assert found.headline == Headline("perplexity", 3.25, "3.250")
+
+
+def test_no_steps(tmp_path: Path) -> None:
+    assert summarise(tmp_path / "nothing") == Summary(0, None, 0.0, 0.0, 0.0, None, None)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -15,7 +16,8 @@ from composer import Trainer
 
 from sam_algos import train
 from sam_algos.recipes import load_recipe
-from tests.recipes.conftest import Write
+from sam_algos.recipes.records import StepTimes
+from tests.recipes.writing import Write
 
 Capture = pytest.CaptureFixture[str]
 
@@ -37,7 +39,7 @@ def test_plain_run_prints_the_table_and_writes_the_files(write: Write, capsys: C
     assert re.fullmatch(r"\d+\.\d\d ms", table["plain step (median)"])
     assert (table["log"], table["recipe"]) == ("runs/first/metrics.jsonl", "runs/first/recipe.yaml")
     assert Path(table["checkpoint"]).is_file()
-    assert load_recipe(table["recipe"]) == load_recipe(path, ["run_name=first", "max_duration=2ep"])
+    assert load_recipe(table["recipe"]) == load_recipe(path, ["max_duration=2ep"])  # its name is taken
     batches = [line for line in metrics(table) if "step_seconds" in line]
     assert [line["batch"] for line in batches] == [1, 2]
     accuracies = [line["metrics/eval/MulticlassAccuracy"] for line in metrics(table) if "eval" in str(line)]
@@ -90,13 +92,13 @@ def test_autoresume_goes_on(write: Write, capsys: Capture) -> None:
     assert train.main([*argv, "max_duration=3ep"]) == 0
     table = lines(capsys.readouterr().out.split("checkpoint", 1)[1].split("\n", 1)[1])
     assert table["checkpoint"].endswith("ep3-ba3-rank0.pt")
-    assert len([line for line in metrics(table) if "step_seconds" in line]) == 3
+    assert [line["batch"] for line in metrics(table) if "step_seconds" in line] == [1, 2, 3]
 
 
 def test_resolved_recipe_repeats_the_run(write: Write, capsys: Capture) -> None:
     assert train.main([str(write()), "run_name=a", "algorithms.asam={}"]) == 0
     first = lines(capsys.readouterr().out)
-    assert train.main([first["recipe"], "run_name=b"]) == 0
+    assert train.main([first["recipe"]]) == 0
     second = lines(capsys.readouterr().out)
     losses = [[line.get("loss/train/total") for line in metrics(table)] for table in (first, second)]
     assert losses[0] == losses[1]
@@ -105,11 +107,14 @@ def test_resolved_recipe_repeats_the_run(write: Write, capsys: Capture) -> None:
 
 WRONG = {
     "max_duraton=1ep": "error: max_duraton=1ep: unknown key 'max_duraton'; did you mean 'max_duration'?",
-    "max_duration=soon": "error: max_duration: 'soon' is not a duration; write e.g. 20ep or 4000ba",
-    "max_duration=0ep": "error: max_duration: must be longer than nothing, got '0ep'",
-    "eval_interval=often": "error: eval_interval: 'often' is not a duration",
-    "save_interval=-1ep": "error: save_interval: must be longer than nothing, got '-1ep'",
-    "precision=fp33": "error: precision: unknown precision 'fp33'; did you mean 'fp32'?",
+    "max_duration=soon": "error: max_duration: must be a duration > 0, e.g. 20ep or 4000ba, got 'soon'",
+    "max_duration=0ep": "error: max_duration: must be a duration > 0, e.g. 20ep or 4000ba, got '0ep'",
+    "eval_interval=often": "error: eval_interval: must be a duration > 0, e.g. 1ep, 100ba or 0.1dur, got 'often'",
+    "save_interval=-1ep": "error: save_interval: must be a duration > 0, e.g. 1ep, 100ba or 0.1dur, got '-1ep'",
+    "precision=fp33": (
+        "error: precision: must be one of 'fp32', 'amp_bf16', 'amp_fp16', 'amp_fp8', or null, got 'fp33'; "
+        "did you mean 'fp32'?\n"
+    ),
     "precision=amp_fp16": "error: recipe: ",
     "device=gpuu": "error: device: ",
     "device_train_microbatch_size=auto": "error: recipe: ",
@@ -134,16 +139,31 @@ WRONG = {
     "global_train_batch_size=1078": "error: global_train_batch_size: 1078 is more than the 1077",
     "global_train_batch_size=many": "error: global_train_batch_size: ",
     "dataloader.num_worker=2": "error: dataloader: unknown argument 'num_worker'; did you mean",
-    "dataloader.num_workers=-1": "error: dataloader.num_workers: ",
+    "dataloader.num_workers=-1": "error: dataloader: ",
     "run_folder=runs/{nme}": "error: run_folder: cannot fill in 'runs/{nme}'",
     "run_folder=runs/{run_name": "error: run_folder: cannot fill in 'runs/{run_name'",
     "run_folder=/dev/null/x": "error: run_folder: ",
-    "seed=-1": "error: seed: must be at least 0",
+    "seed=-1": "error: seed: must be an integer in [0, 2**32), got -1",
     "eval_dataset={name: cifar10, path: nowhere}": "error: eval_dataset.path: no folder 'nowhere'",
     "train_dataset={name: digits, evaluate: validation} eval_dataset={name: digits}": (
         "error: train_dataset.evaluate: must be left out where eval_dataset says what to evaluate on"
     ),
     "train_dataset.split_seed=-1": "error: train_dataset.split_seed: ",
+    "seed=1e3": "error: seed: must be an integer in [0, 2**32), got 1000.0; write 1000",
+    "optimizer.lr=abc": "error: optimizer.lr: must be a number, got 'abc'",
+    "optimizer.momentum=.nan": "error: optimizer.momentum: must be a number, got nan",
+    "optimizer.lr=.inf": "error: optimizer.lr: must be finite, got inf",
+    "dist_timeout=-5": "error: dist_timeout: must be a finite number > 0, got -5",
+    "algorithms=aesam": (
+        "error: algorithms: must map each algorithm's name to its arguments, got 'aesam'; write algorithms.aesam={}"
+    ),
+    "algorithms=[aesam]": "error: algorithms: must map each algorithm's name to its arguments, got ['aesam']",
+    "algorithms.aesam=0.1": "error: algorithms.aesam: 0.1 is not a mapping of arguments; write algorithms.aesam={}",
+    "algorithms.aesam.name=foo": "error: algorithms.aesam: unknown argument 'name'",
+    "callbacks.early_stopper={monitor: x, dataloader_label: evil}": (
+        "error: callbacks.early_stopper.dataloader_label: unknown label 'evil'; did you mean 'eval'?"
+    ),
+    "method=aesm": "error: method: unknown method 'aesm'; did you mean 'aesam'?",
     "no_equals": "error: no_equals: not an override: write key=value",
 }
 
@@ -164,7 +184,7 @@ def refused(argv: list[str], capsys: Capture, message: str) -> None:
 
 
 def test_missing_and_malformed_recipes(write: Write, capsys: Capture) -> None:
-    refused(["none.yaml"], capsys, "error: none.yaml: no such recipe file")
+    refused(["none.yaml"], capsys, "error: none.yaml: no such recipe; those that come with the package: cifar10/")
     path = write("model: [1\n")
     refused([str(path)], capsys, f"error: {path}: not YAML: line 2: ")
 
@@ -203,14 +223,100 @@ def test_interrupt_says_where_the_files_are(
 
     monkeypatch.setattr(Trainer, "fit", fit)
     assert train.main([str(write()), "run_name=short"]) == code
-    assert capsys.readouterr().err == "interrupted; checkpoint: -, log: runs/short/metrics.jsonl\n"
+    assert capsys.readouterr().err == "interrupted; no step was taken, and no file is left\n"
+    assert list(Path.cwd().iterdir()) == []
 
 
-def _fails(error: BaseException) -> Callable[[Trainer], None]:
-    def fit(self: Trainer) -> None:
+def _fails(error: BaseException) -> Callable[..., None]:
+    def fit(*args: object, **kwargs: object) -> None:
         raise error
 
     return fit
+
+
+def test_interrupt_after_a_step_says_where_the_files_are(
+    write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepTimes, "batch_end", _fails(KeyboardInterrupt()))
+    assert train.main([str(write()), "run_name=short"]) == 130
+    assert capsys.readouterr().err == "interrupted; checkpoint: -, log: runs/short/metrics.jsonl\n"
+    assert Path("runs/short/metrics.jsonl").is_file()
+
+
+def test_an_interrupt_while_the_trainer_is_made_leaves_nothing(
+    write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sam_algos.recipes.run.Trainer", _fails(KeyboardInterrupt()))
+    assert train.main([str(write())]) == 130
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.jsonl"),
+            "error: no space is left on the disk for x.jsonl",
+        ),
+        (
+            RuntimeError("PytorchStreamWriter failed writing file data/0"),
+            "error: a checkpoint could not be written; is",
+        ),
+    ],
+)
+def test_a_full_disk_is_named(
+    write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    monkeypatch.setattr(StepTimes, "batch_end", _fails(error))
+    assert train.main([str(write()), "run_name=short"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(message)
+    assert err.endswith("; checkpoint: -, log: runs/short/metrics.jsonl\n")
+
+
+def test_a_finished_run_started_again_prints_its_table(write: Write, capsys: Capture) -> None:
+    argv = [str(write()), "run_name=done", "autoresume=true", "algorithms.sam={}", "max_duration=2ep"]
+    tables = []
+    for _ in range(2):
+        assert train.main(argv) == 0
+        tables.append({**lines(capsys.readouterr().out), "wall clock": ""})
+    assert tables[0] == tables[1]
+    assert Path(tables[1]["checkpoint"]).is_file()
+
+
+def test_the_table_is_of_the_whole_run(write: Write, capsys: Capture) -> None:
+    argv = [str(write()), "run_name=long", "autoresume=true"]
+    assert train.main([*argv, "max_duration=1ep", "algorithms.sam={}"]) == 0
+    capsys.readouterr()
+    assert train.main([*argv, "max_duration=4ep", "algorithms.sam.interval=9"]) == 0
+    table = lines(capsys.readouterr().out)
+    assert (table["SAM fraction"], table["gradients"]) == ("25.0 %", "5 in 4 steps")
+
+
+def test_two_runs_of_one_second_have_two_names(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "strftime", lambda form: "now")
+    for _ in range(3):
+        assert train.main([str(write(name="set/plain.yaml")), "save_folder=null"]) == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == [
+        "set-plain-now",
+        "set-plain-now-2",
+        "set-plain-now-3",
+    ]
+
+
+def test_progress_is_a_line_an_epoch(write: Write, capsys: Capture) -> None:
+    argv = [str(write()), "progress_bar=true", "max_duration=2ep", "algorithms.sam={}"]
+    assert train.main(argv) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    pattern = r"epoch %d/2  loss \d\.\d{4}  accuracy +\d+\.\d\d %%  SAM 100\.0 %%  \d+\.\d s"
+    assert re.fullmatch(pattern % 1, first) and re.fullmatch(pattern % 2, second)
+    assert len(first) <= 80
+
+
+@pytest.mark.parametrize("text", ["not a checkpoint", ""])
+def test_a_checkpoint_that_is_none(write: Write, capsys: Capture, tmp_path: Path, text: str) -> None:
+    (tmp_path / "some.pt").write_text(text)
+    refused([str(write()), "load_path=../some.pt"], capsys, "error: load_path: ../some.pt is no checkpoint: ")
 
 
 def test_other_exits_of_training_pass(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +329,7 @@ def test_training_that_fails_is_one_line(write: Write, capsys: Capture, monkeypa
     monkeypatch.setattr(Trainer, "fit", _fails(RuntimeError("diverged\nhere")))
     assert train.main([str(write()), "run_name=short"]) == 1
     assert capsys.readouterr().err == (
-        "error: RuntimeError: diverged (--traceback shows where; log: runs/short/metrics.jsonl)\n"
+        "error: RuntimeError: diverged (--traceback shows where); no step was taken, and no file is left\n"
     )
     with pytest.raises(RuntimeError, match="diverged"):
         train.main([str(write()), "run_name=long", "--traceback"])
@@ -244,26 +350,20 @@ def test_help_and_errors_need_neither_torch_nor_composer() -> None:
         "try: main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert main(['none.yaml']) == 2\n"
+        "assert main(['digits', 'algorithms.aesam.rho=0']) == 2\n"
         "assert not {'torch', 'composer', 'torchvision'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "algorithms.aesam.rho=0.1" in done.stdout
     assert "global_train_batch_size (int)" in done.stdout
-    assert done.stderr == "error: none.yaml: no such recipe file\n"
+    first, second = done.stderr.splitlines()
+    assert first.startswith("error: none.yaml: no such recipe; ")
+    assert second.startswith("error: algorithms.aesam.rho: must be a finite number > 0, or a schedule")
 
 
 def test_recipe_is_required(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as end:
         train.main([])
     assert end.value.code == 2
-    assert "which recipe?" in capsys.readouterr().err
-
-
-def test_list(capsys: Capture) -> None:
-    assert train.main(["--list"]) == 0
-    listed = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    assert {"sam", "aesam", "looksam"} <= set(listed["methods"].split(", "))
-    assert len(listed["algorithms"].split(", ")) == 28
-    assert "digits" in listed["datasets"]
-    assert "wrn28_10" in listed["models"]
+    assert "the following arguments are required: recipe" in capsys.readouterr().err

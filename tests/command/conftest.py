@@ -1,0 +1,3 @@
+from tests.recipes.writing import write
+
+__all__ = ["write"]

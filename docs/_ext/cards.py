@@ -99,7 +99,9 @@ def _contracts() -> dict[str, str]:
 
 def _results(root: Path) -> dict[str, str]:
     results = sorted((root / "benchmarks" / "results").glob("*.md"))
-    return {f"results/{p.name}": f"```{{include}} ../../../benchmarks/results/{p.name}\n```\n" for p in results}
+    pages = {f"results/{p.name}": f"```{{include}} ../../../benchmarks/results/{p.name}\n```\n" for p in results}
+    pages["results/README.md"] += "\n```{toctree}\n:hidden:\n:glob:\n\n[!R]*\n```\n"
+    return pages
 
 
 def resolve(app: Sphinx, env: Any, node: Any, content: nodes.Element) -> nodes.Element | None:

@@ -98,9 +98,11 @@ def _contracts() -> dict[str, str]:
 
 
 def _results(root: Path) -> dict[str, str]:
-    results = sorted((root / "benchmarks" / "results").glob("*.md"))
-    pages = {f"results/{p.name}": f"```{{include}} ../../../benchmarks/results/{p.name}\n```\n" for p in results}
-    pages["results/README.md"] += "\n```{toctree}\n:hidden:\n:glob:\n\n[!R]*\n```\n"
+    names = sorted(path.stem for path in (root / "benchmarks" / "results").glob("*.md"))
+    page = "---\nhide-toc: true\n---\n\n```{{include}} ../../../benchmarks/results/{}.md\n```\n"
+    pages = {f"results/{name}.md": page.format(name) for name in names}
+    entries = "\n".join(f"{name} <{name}>" for name in names if name != "README")
+    pages["results/README.md"] += f"\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
     return pages
 
 

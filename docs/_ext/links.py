@@ -44,7 +44,7 @@ def rewrite(text: str, origin: Path, page: Path, homes: dict[Path, Path], method
 
     blocks = _FENCE.split(text)
     blocks[::2] = [_LINK.sub(link, block) for block in blocks[::2]]
-    return "".join(blocks)
+    return "".join(blocks).replace(" ± ", "\u00a0±\u00a0")  # a figure and its interval stay on one line
 
 
 def _method_pages(source: Path) -> dict[str, Path]:

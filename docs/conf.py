@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent / "_ext"), str(Path(__file__).parents[1])]
 
-import sam_algos
+import sam_algos  # noqa: E402
 
 project = "sam_algos"
 version = release = sam_algos.__version__
@@ -30,6 +31,7 @@ nitpick_ignore_regex = [("py:.*", r"(torch|composer|typing|collections)\..*|\.?E
 
 toc_object_entries = False
 autodoc_typehints = "none"  # the docstrings have the types, and in words the ranges
+autodoc_mock_imports = [] if find_spec("composer") else ["composer"]
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True
 napoleon_use_rtype = False

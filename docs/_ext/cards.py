@@ -1,4 +1,4 @@
-"""Writes ``docs/reference``: a page for each method, for the parts of each axis and for the contracts, from docstrings."""
+"""Writes ``docs/reference`` from docstrings: pages of each method, of the parts of each axis, of the contracts."""
 
 from __future__ import annotations
 
@@ -83,10 +83,13 @@ def _contracts() -> dict[str, str]:
     import sam_algos
     from sam_algos import METHODS, PARTS
 
-    known = {cls.__name__ for cls in (*METHODS.values(), *(part for axis in PARTS.values() for part in axis.values()))}
-    public = [n for n in dir(sam_algos) if n not in {*known, *_CONTRACTS, "METHODS", "PARTS", "Climb", "SharpnessAware"}]
-    use = _title("In your training") + "What every method is, and what surrounds it.\n\n"
-    for name in ("Method", *public):
+    elsewhere = {cls.__name__ for group in (METHODS, *PARTS.values()) for cls in group.values()}
+    elsewhere |= {*_CONTRACTS, "METHODS", "PARTS", "Climb", "SharpnessAware"}
+    use = (
+        _title("Method and optimizer")
+        + "What all methods share, the optimizer that they make, BatchNorm afterwards.\n\n"
+    )
+    for name in ("Method", *(name for name in dir(sam_algos) if name not in elsewhere)):
         directive = "autofunction" if inspect.isfunction(getattr(sam_algos, name)) else "autoclass"
         members = "   :members:\n" if directive == "autoclass" else ""
         use += _title(name, "-") + f".. {directive}:: sam_algos.{name}\n{members}\n"

@@ -19,11 +19,12 @@ _METHOD = re.compile(r"\[`(\w+)")
 def included(source: Path) -> dict[Path, Path]:
     """Which page of the site shows which file of the repository."""
     pages = [*source.glob("*.md"), *source.glob("reference/**/*.md")]
-    return {
+    homes = {
         (page.parent / name).resolve(): page
         for page in pages
         for name in _INCLUDE.findall(page.read_text(encoding="utf-8"))
     }
+    return {**homes, source.parent / "sam_algos" / "core" / "parts.py": source / "reference" / "contracts.rst"}
 
 
 def rewrite(text: str, origin: Path, page: Path, homes: dict[Path, Path], methods: dict[str, Path]) -> str:

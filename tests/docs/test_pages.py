@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam_algos import METHODS, AESAM, SSSAM, Cosine, Method
+from sam_algos import AESAM, METHODS, SSSAM, Cosine, Method
 from tests.cases import make_batches, make_model, steps, wrap
 
 ROOT = Path(__file__).parents[2]
@@ -24,9 +24,7 @@ def blocks(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if blocks(page)])
-def test_the_code_of_a_page_runs_from_top_to_bottom(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_code_of_a_page_runs_from_top_to_bottom(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in EXECUTED_ELSEWHERE:
         pytest.skip("executed by tests of its own")
     monkeypatch.chdir(tmp_path)

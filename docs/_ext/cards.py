@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from docutils import nodes
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ _AXES = {
 
 def write_pages(app: Sphinx) -> None:
     """Write every page whose text has changed, and remove those that nothing stands for any more."""
-    pages = {**_methods(), **_parts(), **_contracts(), **_results(Path(app.srcdir).parent)}
+    root = Path(app.srcdir).parent
+    pages = {**_methods(root), **_parts(), **_contracts(), **_results(root)}
     folder = Path(app.srcdir, "reference")
     for path in folder.rglob("*.*"):
         if str(path.relative_to(folder)) not in pages:
@@ -42,16 +44,17 @@ def _title(text: str, line: str = "=") -> str:
     return f"{text}\n{line * len(text)}\n\n"
 
 
-def _methods() -> dict[str, str]:
+def _methods(root: Path) -> dict[str, str]:
     from sam_algos import METHODS, SharpnessAware
 
+    trained = yaml.safe_load((root / "yamls" / "digits.yaml").read_text(encoding="utf-8"))["methods"]
     return {
-        f"methods/{name}.rst": _method(name, cls)
+        f"methods/{name}.rst": _method(name, cls, trained=name in trained)
         for name, cls in {**METHODS, "sharpness_aware": SharpnessAware}.items()
     }
 
 
-def _method(name: str, cls: type[Any]) -> str:
+def _method(name: str, cls: type[Any], *, trained: bool) -> str:
     axes = zip(("policy", "perturbation", "descent", "samples"), cls().parts(), strict=True)
     parts = "\n".join(f"* {axis}: `{type(part).__name__}`, ``{part!r}``" for axis, part in axes)
     rho = f"\n       rho: {cls().rho}" if isinstance(getattr(cls(), "rho", None), float) else " {}"
@@ -60,9 +63,10 @@ def _method(name: str, cls: type[Any]) -> str:
         + f".. autoclass:: sam_algos.{cls.__name__}\n\n"
         + _title("Parts", "-")
         + f"With default arguments it is composed of\n\n{parts}\n\n"
-        + "Each can be replaced by another of its kind, and every method takes the options of `Method`.\n\n"
+        + "Other parts can take their place: see `Method`, whose options every method has.\n\n"
         + _title("In a recipe", "-")
-        + f".. code-block:: yaml\n\n   algorithms:\n     {name}:{rho}\n"
+        + f".. code-block:: yaml\n\n   algorithms:\n     {name}:{rho}\n\n"
+        + (f"To see it train:\n\n.. code-block:: console\n\n   sam-algos train digits/{name}\n" if trained else "")
     )
 
 

@@ -9,18 +9,23 @@ import pytest
 import torch
 
 from sam_algos import AESAM, METHODS, SSSAM, Cosine, Method
+from sam_algos.command import main
 from tests.cases import make_batches, make_model, steps, wrap
 
 ROOT = Path(__file__).parents[2]
 PAGES = {page.name: page for page in sorted((ROOT / "docs").glob("*.md"))}
 EXECUTED_ELSEWHERE = {"frameworks.md", "migration.md"}
-RECIPE = ROOT / "yamls" / "digits" / "aesam.yaml"
 
 each_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
 
 def blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    consoles = re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [line.split("#")[0].split()[1:] for line in "".join(consoles).splitlines() if line.startswith("sam-algos ")]
 
 
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if blocks(page)])
@@ -38,9 +43,14 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(name: str, tmp_path: Path, m
 def train_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pandas")
     monkeypatch.setenv("MPLBACKEND", "svg")
-    from sam_algos import train
+    ((name, *arguments),) = commands(PAGES["logs.md"])
+    assert main([name, *arguments, "max_duration=2ep", "save_folder=null"]) == 0
 
-    assert train.main([str(RECIPE), "run_name=aesam", "max_duration=2ep", "save_folder=null"]) == 0
+
+@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if commands(page)])
+def test_the_commands_of_a_page_are_valid(name: str) -> None:
+    for command, *arguments in commands(PAGES[name]):
+        assert main(["validate" if command in ("train", "compare") else command, *arguments]) == 0
 
 
 @each_page

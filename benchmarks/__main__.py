@@ -10,14 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks.environment import ROOT, restart_if_unprepared
+from benchmarks.environment import restart_if_unprepared
 from benchmarks.results import BenchmarkError, open_result
 
 _EXAMPLES = """\
 examples:
   python -m benchmarks cost --quick
-  python -m benchmarks cost yamls/cifar10/resnet18/sgd.yaml variables.data_path=/data
-  python -m benchmarks phases yamls/digits/sgd.yaml
+  python -m benchmarks cost cifar10/resnet18/sgd variables.data_path=/data
+  python -m benchmarks phases digits/sgd
   python -m benchmarks study benchmarks/studies/digits.yaml --jobs 2
   python -m benchmarks targets
   python -m benchmarks gpu
@@ -26,7 +26,7 @@ Each measurement writes NAME.json with its environment, NAME.md, and plots as SV
 measured when interrupted: --resume goes on.
 """
 
-_RECIPE = "yamls/digits/sgd.yaml"
+_RECIPE = "digits/sgd"
 _STUDY = "benchmarks/studies/digits.yaml"
 _NETWORKS = ("mlp", "resnet18", "resnet20", "resnet50", "vit_s16")
 _FOLDER = Path("benchmarks/results")
@@ -81,7 +81,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", help=f"a YAML file (default: {_RECIPE})")
+    parser.add_argument("recipe", nargs="?", help=f"a YAML file, or the name of one (default: {_RECIPE})")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="what to change in it")
 
 
@@ -119,8 +119,6 @@ def _complete(args: argparse.Namespace) -> argparse.Namespace:
         if given and "=" in given:  # overrides alone, of the default recipe
             args.recipe, args.overrides = None, [given, *args.overrides]
         args.recipe = args.recipe or _RECIPE
-        path = Path(args.recipe)
-        args.recipe_path = ROOT / path if not path.exists() and (ROOT / path).exists() else path
     if hasattr(args, "seconds"):
         composer = find_spec("composer") is not None
         args.seconds = args.seconds if args.seconds is not None else 14.0 if args.quick else args.usual_seconds

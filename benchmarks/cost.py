@@ -24,7 +24,7 @@ def settings(args: Namespace) -> dict[str, Any]:
 
 def measure(args: Namespace, result: Result) -> None:
     """Measure every workload in every mode, and leave in ``result`` what was measured so far at any time."""
-    for name, workload in workloads(args.workloads, args.recipe_path, args.overrides).items():
+    for name, workload in workloads(args.workloads, args.recipe, args.overrides).items():
         for mode in args.modes:
             essential = workload.essential or mode == "ddp" or (args.quick and name != "recipe")
             fill(

@@ -30,7 +30,7 @@ def settings(args: Namespace) -> dict[str, Any]:
 
 def measure(args: Namespace, result: Result) -> None:
     """Time steps of every workload in every mode, then look into some, as a profiler takes time itself."""
-    for name, workload in workloads(args.workloads, args.recipe_path, args.overrides).items():
+    for name, workload in workloads(args.workloads, args.recipe, args.overrides).items():
         for mode in args.modes:
             table = result.data.setdefault(f"{name}/{mode}", {})
             fill(

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import yaml
 from tqdm import tqdm
 
-from benchmarks.environment import ROOT
 from benchmarks.results import BenchmarkError, Result
 
 FRESH = 1000
@@ -44,7 +43,7 @@ class Study:
     """What is compared, and by what protocol: the keys of a study file.
 
     Args:
-        recipe: A YAML recipe, from the repository's root.
+        recipe: A recipe, by its path or name.
         lengths: Values of ``max_duration``; each contender is tuned for each.
         contenders: By name, what a recipe is changed by; a list is a choice.
         space: The choices that every contender has.
@@ -238,7 +237,7 @@ def _refuse_wrong_ones(study: Study, runs: Sequence[Mapping[str, Any]]) -> None:
     from benchmarks.trainer import check, read_recipe
 
     for contender, trial in itertools.product(study.contenders, range(study.trials)):
-        recipe = read_recipe(ROOT / study.recipe, study.overrides_of(Job(contender, study.lengths[0], trial, 0)))
+        recipe = read_recipe(study.recipe, study.overrides_of(Job(contender, study.lengths[0], trial, 0)))
         if recipe.eval_dataset:
             raise BenchmarkError(f"{study.recipe}: has an eval_dataset, which would decide what choices are made on")
         check(recipe)
@@ -257,4 +256,4 @@ def _start(threads: int) -> None:
 def _train(study: Study, job: Job) -> dict[str, Any]:
     from benchmarks.trainer import read_recipe, train
 
-    return train(read_recipe(ROOT / study.recipe, study.overrides_of(job)))
+    return train(read_recipe(study.recipe, study.overrides_of(job)))

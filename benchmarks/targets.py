@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -30,14 +29,14 @@ def measure(args: Namespace, result: Result) -> None:
     """Train what has not been trained yet, one seed after the other."""
     overrides = settings(args)["overrides"]
     runs = result.data.setdefault("runs", [])
-    seed = plain_recipe(args.recipe_path, overrides).seed
+    seed = plain_recipe(args.recipe, overrides).seed
     wanted = [(seed + i, turn, variant) for i in range(args.seeds) for turn, variant in enumerate(turns())]
     done = {(run["seed"], run["turn"]) for run in runs}
     left = [run for run in wanted if run[:2] not in done]
     if left:  # the first training in a process is slower
-        watched(replace(plain_recipe(args.recipe_path, overrides), max_duration="2ba"))
+        watched(replace(plain_recipe(args.recipe, overrides), max_duration="2ba"))
     for seed, turn, variant in tqdm(left, desc="targets", unit="run", disable=None):
-        found = train(_recipe(args.recipe_path, variant, [*overrides, f"seed={seed}"]))
+        found = train(_recipe(args.recipe, variant, [*overrides, f"seed={seed}"]))
         runs.append({"variant": variant, "seed": seed, "turn": turn, **found})
         result.save()
 
@@ -52,7 +51,7 @@ def turns() -> Iterator[str]:
         yield PLAIN
 
 
-def _recipe(path: Path, variant: str, overrides: list[str]) -> Recipe:
+def _recipe(path: str, variant: str, overrides: list[str]) -> Recipe:
     if variant == PLAIN:
         return plain_recipe(path, overrides)
     name, value = variant.split("=")

@@ -25,16 +25,16 @@ from sam_algos.recipes.run import Run, prepare
 _ENDLESS = "1000000000ba"
 
 
-def plain_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
+def plain_recipe(name: str | Path, overrides: Sequence[str]) -> Recipe:
     """A recipe without its sharpness-aware method."""
-    recipe = read_recipe(path, overrides)
+    recipe = read_recipe(name, overrides)
     return replace(recipe, algorithms={key: value for key, value in recipe.algorithms.items() if key not in METHODS})
 
 
-def read_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
+def read_recipe(name: str | Path, overrides: Sequence[str]) -> Recipe:
     """A recipe as it is; what is wrong with it is a `BenchmarkError`."""
     try:
-        return load_recipe(path, overrides)
+        return load_recipe(name, overrides)
     except RecipeError as error:
         raise BenchmarkError(str(error)) from error
 

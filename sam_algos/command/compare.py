@@ -22,7 +22,7 @@ examples:
   sam-algos compare digits --methods sgd,sam,aesam,momentumsam_recalibrated --seeds 5
   sam-algos compare mine.yaml --methods adamw,aesam run_name=first autoresume=true
 
-A method is a row of the recipe's table, or any method with its defaults. Each is trained once a seed, one after
+A method is a row of the recipe's table, or any method with its defaults; the optimizer's name is none. Each is trained once a seed, one after
 the other; what is done stays, and with a run_name and autoresume=true an interrupted comparison goes on.
 """
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with the package")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what to change in it, for every method")
-    parser.add_argument("--methods", default="sgd,aesam", help="separated by commas; default: %(default)s")
+    parser.add_argument("--methods", help="separated by commas; default: the recipe's optimizer alone, and aesam")
     parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="trainings of each method; default: 1")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--traceback", action="store_true", help="show where in the code something fails")
@@ -44,8 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train all, print the table, draw the picture."""
-    methods = list(dict.fromkeys(name.strip() for name in args.methods.split(",") if name.strip()))
-    recipes = _recipes(args, methods)
+    recipes = _recipes(args, _methods(args))
     results = _trained(recipes, args.recipe)
     if rank() != 0:
         return 0
@@ -59,12 +58,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _recipes(args: argparse.Namespace, methods: list[str]) -> list[tuple[str, Recipe]]:
-    """Every recipe that will be trained, all of them checked before the first is."""
-    from sam_algos.recipes import RecipeError, check_names, load_recipe
+def _methods(args: argparse.Namespace) -> list[str]:
+    from sam_algos.recipes import RecipeError, load_recipe
 
+    if args.methods is None:
+        return [load_recipe(args.recipe, [*args.overrides, "method=null"]).optimizer["name"], "aesam"]
+    methods = list(dict.fromkeys(name.strip() for name in args.methods.split(",") if name.strip()))
     if not methods:
         raise RecipeError("--methods", "names no method")
+    return methods
+
+
+def _recipes(args: argparse.Namespace, methods: list[str]) -> list[tuple[str, Recipe]]:
+    """Every recipe that will be trained, all of them checked before the first is."""
+    from sam_algos.recipes import check_names, load_recipe
+
     found = []
     for number in range(args.seeds):
         for method in methods:

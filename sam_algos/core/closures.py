@@ -237,7 +237,7 @@ def refuse_trainers(closure: Callable[..., Any]) -> None:
     Raises:
         TypeError: If it is one.
     """
-    if getattr(closure, "__module__", "").startswith("composer.trainer"):
+    if (getattr(closure, "__module__", None) or "").startswith("composer.trainer"):
         raise TypeError(
             "Composer's Trainer was given an optimizer that is already wrapped. Give it the base optimizer, and the "
             "method as an algorithm: Trainer(optimizers=optimizer, algorithms=[SAM(...)])."

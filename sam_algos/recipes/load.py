@@ -34,7 +34,8 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     A file may name another with ``base:`` (a path relative to itself, or a shipped recipe); its own keys are laid over
     that one's (see `lay`). ``method: NAME`` then lays the row ``methods.NAME`` over the whole, and adds
-    ``algorithms.NAME`` where ``NAME`` is a sharpness-aware method that the row does not mention.
+    ``algorithms.NAME`` where ``NAME`` is a sharpness-aware method that the row does not mention. The name of the
+    recipe's own optimizer stands for training without a method, where it has no row.
 
     Args:
         name (str | Path): A file, or the name of a shipped recipe; see `find`.
@@ -95,8 +96,11 @@ def _read(path: Path, above: tuple[Path, ...]) -> _Tree:
     if not isinstance(base, str):
         raise RecipeError(str(path), f"base: {base!r} is not a path")
     beside = path.parent / base
-    below = beside if beside.is_file() else find(base).path
-    return lay(_read(below, (*above, path.resolve())), tree, str(path))
+    found = find(beside if beside.is_file() else base)
+    below = _read(found.path, (*above, path.resolve()))
+    if found.method is not None:
+        below["method"] = found.method
+    return lay(below, tree, str(path))
 
 
 def _document(path: Path) -> _Tree:
@@ -163,10 +167,10 @@ def _with_method(tree: _Tree, method: Any) -> _Tree:
     from sam_algos.recipes.catalogue import catalogue
 
     known = catalogue().groups["method"]
-    if method not in rows and method not in known:
+    optimizer = tree["optimizer"].get("name") if isinstance(tree.get("optimizer"), dict) else None
+    if not isinstance(method, str) or method not in {*rows, *known, optimizer}:
         raise unknown("method", "method", method, {*rows, *known})
-    row = rows.get(method) or {}
-    tree = lay(tree, row, f"methods.{method}")
+    tree = lay(tree, rows.get(method) or {}, f"methods.{method}")
     algorithms = tree.get("algorithms")
     if method in known and (algorithms is None or isinstance(algorithms, dict)):
         tree["algorithms"] = {**(algorithms or {}), method: (algorithms or {}).get(method, {})}

@@ -130,7 +130,7 @@ class Recipe:
 
 _FILE_KEYS = """\
     base (str): A recipe that this one changes: a file beside it, or one that comes with the package.
-    method (str): The row of methods to train with, or a method that has none, with its defaults; null for neither.
+    method (str): The row of methods to train with, or a method that has none, with its defaults; null for none.
     methods (dict): Tuned rows, each with the keys that it changes: laid over the file, below overrides.
 
 """

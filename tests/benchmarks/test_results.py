@@ -118,7 +118,7 @@ def test_options_may_stand_between_recipe_and_overrides():
     assert (args.recipe, args.overrides, args.name, args.quick) == ("a/b.yaml", ["x=1", "y=2"], "cost-a-quick", True)
     assert args.workloads == ["recipe"], "a recipe that was given is what is measured"
     args = parse(["phases", "x=1"])
-    assert (args.recipe, args.overrides, args.name) == ("yamls/digits/sgd.yaml", ["x=1"], "phases-digits")
+    assert (args.recipe, args.overrides, args.name) == ("digits/sgd", ["x=1"], "phases-digits")
     assert parse(["cost"]).workloads == ["recipe", "mlp", "resnet18"]
 
 

@@ -59,9 +59,7 @@ def test_cost_of_a_recipe_in_the_trainer(tmp_path: Path):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "decoupled_adamw", "decoupled_sgdw"])
 def test_cost_with_other_optimizers(tmp_path: Path, optimizer: str):
-    (tmp_path / "recipe.yaml").write_text(
-        f"base: {environment.ROOT / 'yamls/digits/base.yaml'}\noptimizer: {{name: {optimizer}, lr: 0.001}}\n"
-    )
+    (tmp_path / "recipe.yaml").write_text(f"base: digits/base\noptimizer: {{name: {optimizer}, lr: 0.001}}\n")
     measure(tmp_path, "cost", str(tmp_path / "recipe.yaml"), *COST[1:], "--modes", "bare", "--quick")
     [rows] = shown(tmp_path).values()
     assert ("plain, fused=True" in rows) == (optimizer == "adamw")
@@ -134,7 +132,7 @@ def test_phases_of_a_recipe(tmp_path: Path):
 
 
 STUDY = """
-recipe: yamls/digits/base.yaml
+recipe: digits/base
 lengths: [1ba, 2ba]
 trials: 1
 finalists: 1

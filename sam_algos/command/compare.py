@@ -22,8 +22,9 @@ examples:
   sam-algos compare digits --methods sgd,sam,aesam,momentumsam_recalibrated --seeds 5
   sam-algos compare mine.yaml --methods adamw,aesam run_name=first autoresume=true
 
-A method is a row of the recipe's table, or any method with its defaults; the optimizer's name is none. Each is trained once a seed, one after
-the other; what is done stays, and with a run_name and autoresume=true an interrupted comparison goes on.
+A method is a row of the recipe's table, or any method with its defaults; the optimizer's name is none. Each is
+trained once a seed, one after the other; what is done stays, and with a run_name and autoresume=true an
+interrupted comparison goes on.
 """
 
 

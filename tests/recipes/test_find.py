@@ -64,7 +64,8 @@ def test_a_method_needs_no_row(write: Write) -> None:
     path = write(TINY + ROWS)
     assert load_recipe(path, ["method=asam"]).algorithms == {"mixup": {}, "asam": {}}
     assert load_recipe(path, ["method=looksam", "algorithms.looksam.k=2"]).algorithms["looksam"] == {"k": 2}
-    with pytest.raises(RecipeError, match="method: unknown method 'lookasm'; did you mean 'looksam'?"):
+    assert load_recipe(path, ["method=sgd"]) == load_recipe(path, ["method=null"])
+    with pytest.raises(RecipeError, match="method: unknown method 'lookasm'; did you mean 'looksam'"):
         load_recipe(path, ["method=lookasm"])
 
 
@@ -75,6 +76,7 @@ def test_rows_of_a_base_are_changed_one_by_one(write: Write) -> None:
 
 
 def test_a_base_may_be_a_shipped_recipe(write: Write) -> None:
+    assert load_recipe(write("base: digits/asam\n")).algorithms["asam"] == {"rho": 4.0}
     recipe = load_recipe(write("base: digits\nmax_duration: 3ep\nmethod: sam\n"))
     assert (recipe.max_duration, recipe.algorithms["sam"]) == ("3ep", {"rho": 0.25})
 

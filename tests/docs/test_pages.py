@@ -13,8 +13,9 @@ from sam_algos.command import main
 from tests.cases import make_batches, make_model, steps, wrap
 
 ROOT = Path(__file__).parents[2]
-PAGES = {page.name: page for page in sorted((ROOT / "docs").glob("*.md"))}
-EXECUTED_ELSEWHERE = {"frameworks.md", "migration.md"}
+OTHERS = ("README.md", "yamls/README.md", "benchmarks/README.md", "COMPATIBILITY.md", "PARTS.md", "CONTRIBUTING.md")
+PAGES = {page.name: page for page in sorted((ROOT / "docs").glob("*.md"))} | {name: ROOT / name for name in OTHERS}
+EXECUTED_ELSEWHERE = {"frameworks.md", "migration.md", "CONTRIBUTING.md"}
 
 each_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
@@ -25,7 +26,10 @@ def blocks(page: Path) -> list[str]:
 
 def commands(page: Path) -> list[list[str]]:
     consoles = re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [line.split("#")[0].split()[1:] for line in "".join(consoles).splitlines() if line.startswith("sam-algos ")]
+    return [
+        found.split("#")[0].split()
+        for found in re.findall(r"^(?:.*/bin/)?sam-algos (.*)$", "".join(consoles), re.MULTILINE)
+    ]
 
 
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if blocks(page)])
@@ -50,7 +54,14 @@ def train_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if commands(page)])
 def test_the_commands_of_a_page_are_valid(name: str) -> None:
     for command, *arguments in commands(PAGES[name]):
-        assert main(["validate" if command in ("train", "compare") else command, *arguments]) == 0
+        if command in ("train", "compare"):  # without training
+            options = next((i for i, argument in enumerate(arguments) if argument[:2] == "--"), len(arguments))
+            command, arguments = "validate", arguments[:options]
+        assert main([command, *arguments]) == 0
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
 
 
 @each_page

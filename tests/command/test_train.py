@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import re
 import subprocess
@@ -311,6 +312,23 @@ def test_progress_is_a_line_an_epoch(write: Write, capsys: Capture) -> None:
     pattern = r"epoch %d/2  loss \d\.\d{4}  accuracy +\d+\.\d\d %%  SAM 100\.0 %%  \d+\.\d s"
     assert re.fullmatch(pattern % 1, first) and re.fullmatch(pattern % 2, second)
     assert len(first) <= 80
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_taken_away(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    argv = [str(write()), "progress_bar=true", "global_train_batch_size=360"]
+    assert train.main([*argv, "run_name=whole"]) == 0
+    assert "epoch 1/1:" in terminal.getvalue() and "step/s" in terminal.getvalue()
+    assert re.search(r"\r +\repoch 1/1  loss [^\r]+ s\n$", terminal.getvalue())  # the line stands alone
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    monkeypatch.setattr(StepTimes, "batch_end", _fails(RuntimeError("diverged")))
+    assert train.main([*argv, "run_name=stopped"]) == 1
+    assert re.search(r"\r +\rerror: RuntimeError: diverged [^\r]+\n$", terminal.getvalue())
 
 
 @pytest.mark.parametrize("text", ["not a checkpoint", ""])

@@ -25,4 +25,6 @@ def for_index(text: str) -> str:
     return re.sub(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", link, text)
 
 
-setup(long_description=for_index((ROOT / "README.md").read_text("utf-8")), long_description_content_type="text/markdown")
+setup(
+    long_description=for_index((ROOT / "README.md").read_text("utf-8")), long_description_content_type="text/markdown"
+)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from sam_algos.command.ending import ending
+from sam_algos.command.ending import Ending, ending
 
 COMMANDS = {
     "train": "train a network from a recipe",
@@ -58,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     command.add_arguments(parser)
     args = parser.parse_intermixed_args(rest)
+    end = Ending()
     try:
-        with ending(traceback=getattr(args, "traceback", False)) as end:
+        with ending(end, traceback=getattr(args, "traceback", False)):
             end.code = command.run(args)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -46,20 +46,17 @@ def rank() -> int:
 
 
 @contextmanager
-def ending(*, traceback: bool) -> Iterator[Ending]:
+def ending(end: Ending, *, traceback: bool) -> Iterator[None]:
     """Turn what is raised into one line on standard error and an exit status.
 
     Args:
+        end (Ending): Whose code will be 1 when training failed, 2 when a recipe is wrong, 130 and 143 after a signal.
         traceback (bool): Raise it instead.
-
-    Yields:
-        Ending: Whose code is 1 when training failed, 2 when a recipe is wrong, 130 and 143 after a signal.
     """
     from sam_algos.recipes.errors import RecipeError
 
-    end, _running[:] = Ending(), []
     try:
-        yield end
+        yield
     except (KeyboardInterrupt, SystemExit) as stop:
         code = getattr(stop, "code", 130)
         if code not in _SIGNALLED:

@@ -91,7 +91,7 @@ def construct(where: str, factory: Callable[..., T], arguments: Mapping[str, Any
         raise RecipeError(where, error) from error
 
 
-def _enumerations(factory: Callable[..., Any]) -> dict[str, list[type[enum.Enum]]]:
+def _enumerations(factory: Callable[..., Any]) -> dict[str, list[Any]]:
     """The arguments that are members of an enumeration, which YAML writes as their values."""
     annotated: Any = factory.__init__ if inspect.isclass(factory) else factory
     try:
@@ -103,7 +103,7 @@ def _enumerations(factory: Callable[..., Any]) -> dict[str, list[type[enum.Enum]
     return {name: classes for name, classes in found.items() if classes}
 
 
-def _member(classes: list[type[enum.Enum]], value: Any) -> Any:
+def _member(classes: list[Any], value: Any) -> Any:
     for cls in classes:
         if value in [member.value for member in cls]:
             return cls(value)

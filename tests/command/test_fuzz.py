@@ -43,9 +43,9 @@ QUIET = {
 }
 
 VALUES = [
-    None, True, False, -1, 0, 1, 2, 3, 0.0, 0.5, -0.5, 1e-3, 1e3, float("nan"), float("inf"), "", " ", "x", "sgd", "sam",
-    "1ep", "2ba", "0ba", "-1ba", "1dur", "${seed}", "${", "${nothing}", "{run_name}", "{", "???", "auto", "cpu",
-    "fp32", "a\nb", "é\0", "0x1f", "1_000", "~", "yes", "2020-01-01",
+    None, True, False, -1, 0, 1, 2, 3, 0.0, 0.5, -0.5, 1e-3, 1e3, float("nan"), float("inf"), "", " ", "x", "sgd",
+    "1ep", "2ba", "0ba", "-1ba", "1dur", "${seed}", "${", "${nothing}", "{run_name}", "{", "???", "auto",
+    "sam", "cpu", "fp32", "a\nb", "é\0", "0x1f", "1_000", "~", "yes", "2020-01-01",
     [], [1], {}, {"name": "x"}, {"name": "linear"}, {1: 2}, {"": {}},
 ]  # fmt: skip
 

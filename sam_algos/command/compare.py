@@ -83,15 +83,18 @@ def _recipes(args: argparse.Namespace, methods: list[str]) -> list[tuple[str, Re
                 recipe = load_recipe(args.recipe, [*args.overrides, f"method={method}", f"seed={seed}"])
             check_names(recipe)
             leaf = method if args.seeds == 1 else f"{method}-seed{seed}"
-            folders = {"run_folder": recipe.run_folder, "save_folder": recipe.save_folder}
-            found.append((method, replace(recipe, **{key: at and _inside(at, leaf) for key, at in folders.items()})))
+            found.append((method, _inside(recipe, leaf)))
     return found
 
 
-def _inside(folder: str, leaf: str) -> str:
-    """The folder of one training: below that of the comparison."""
-    head, checkpoints, _ = folder.partition("/checkpoints")
-    return f"{head}/{leaf}{checkpoints}"
+def _inside(recipe: Recipe, leaf: str) -> Recipe:
+    """`recipe` with folders of its own, below those of the comparison."""
+    folder, saves = f"{recipe.run_folder}/{leaf}", recipe.save_folder
+    if saves is not None and saves.startswith(recipe.run_folder):
+        saves = folder + saves.removeprefix(recipe.run_folder)
+    elif saves is not None:
+        saves = f"{saves}/{leaf}"
+    return replace(recipe, run_folder=folder, save_folder=saves)
 
 
 def _trained(recipes: list[tuple[str, Recipe]], name: str) -> list[Result]:

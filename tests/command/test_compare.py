@@ -75,6 +75,11 @@ def test_everything_is_checked_before_anything_is_trained(write: Write, capsys: 
     assert "must be an integer >= 1, got '0'" in capsys.readouterr().err
 
 
+def test_checkpoints_of_two_methods_never_share_a_folder(write: Write) -> None:
+    assert main(["compare", recipe(write), "run_name=both", "save_folder=saved", "max_duration=1ba"]) == 0
+    assert sorted(path.name for path in Path("saved").iterdir()) == ["aesam", "sgd"]
+
+
 def result(method: str, seed: int, value: float | None, gradients: float = 1.0) -> Result:
     found = None if value is None else Headline("accuracy", value, "")
     return Result(method, seed, Path(), Summary(1, found, 0.5, gradients, 2.0 * gradients, 1.0, None))

@@ -21,8 +21,9 @@ class RecipeError(ValueError):
 
     def __init__(self, where: str, problem: str | Exception) -> None:
         """Put the message on one line."""
-        self.where, self.problem = where, " ".join((str(problem) or type(problem).__name__).split())
-        super().__init__(f"{where}: {self.problem}")
+        text = str(problem) or type(problem).__name__
+        self.where, self.problem = (" ".join(words.split()) for words in (where, text))
+        super().__init__(f"{self.where}: {self.problem}")
 
 
 class BadArgument(ValueError):

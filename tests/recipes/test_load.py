@@ -161,7 +161,7 @@ def _refused(path: Path, message: str) -> None:
 
 BAD_OVERRIDES = [
     "max_duration", "=3", "a b=3", "max_duraton=3", "seed.x=3", "seed=[1", "base=x", "algorithms.sam=null",
-    "optimizer=adam", ".seed=1", "seed==", "seed=${",
+    "optimizer=adam", ".seed=1", "\n=None", "seed==", "seed=${",
 ]  # fmt: skip
 
 

@@ -218,7 +218,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         """What the method remembers between steps, in Python numbers; ``state_dict`` holds all the rest.
 
         A hand-written loop saves it beside ``state_dict()``. Composer's Trainer and the mixins of
-        `sam_algos.integrations` do so by themselves; other programs can be given `method_memory` to save.
+        ``sam_algos.integrations`` do so by themselves; other programs can be given `method_memory` to save.
         """
         return copy.deepcopy(self._memory)
 

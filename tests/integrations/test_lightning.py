@@ -204,6 +204,14 @@ def test_an_exception_leaves_the_clean_weights(options: dict[str, Any]) -> None:
     assert same(before, [p.data for p in net.parameters()])
 
 
+def test_a_training_step_that_returns_nothing_is_refused(options: dict[str, Any]) -> None:
+    """Lightning would leave the step out; what the passes after it should repeat is then unknown."""
+    net = Net()
+    net.training_step = lambda *_: None
+    with pytest.raises(TypeError, match="closure returned None"):
+        fit(net, options)
+
+
 class Sharded(L.pytorch.strategies.SingleDeviceStrategy):
     """Says that it is one of Lightning's that steps in its own way, which none on this machine is."""
 

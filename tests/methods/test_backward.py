@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as checkpoint
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
@@ -113,6 +116,17 @@ def test_a_loop_that_saves_what_the_method_remembers_goes_on_as_if_it_had_not_st
     after.method_memory.load_state_dict(before.method_memory.state_dict())
     by_backward(after, second, batches[5:])
     assert same(snapshot(second, after), snapshot(whole, through))
+
+
+def test_distributed_checkpoints_hold_the_memory_as_an_object_of_theirs(tmp_path: Path) -> None:
+    method = AESAM(target_overhead=0.5)  # whose memory grows
+    optimizer: Any = train(method, make_model("mlp"), BATCHES)
+    other: Any = wrap(method, make_model("mlp"), total_steps=len(BATCHES))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own, of a single process
+        checkpoint.save({"method": optimizer.method_memory}, checkpoint_id=tmp_path)
+        checkpoint.load({"method": other.method_memory}, checkpoint_id=tmp_path)
+    assert other.method_state_dict() == optimizer.method_state_dict()
 
 
 @pytest.mark.parametrize("owner", ["wrapped", "base"])

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from sam_algos import METHODS
 from tests.integrations.page import METHOD, run
 
-pytest.importorskip("llmfoundry", reason="needs llm-foundry, in an environment of its own: pip install llm-foundry")
+pytest.importorskip("llmfoundry", reason="needs llm-foundry: pip install llm-foundry")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the library's own
 

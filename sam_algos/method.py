@@ -11,6 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from sam_algos.core.closures import ClosurePasses
+from sam_algos.core.foreign import refuse_deepspeed
 from sam_algos.core.optimizer import SharpnessAwareOptimizer
 from sam_algos.core.options import Fraction, Options
 from sam_algos.core.parts import Descent, Part, Parts, Perturbation, Policy, WholeBatch
@@ -124,14 +125,15 @@ class Method(Options, WrapsOptimizer, ABC):
 
         Its ``step(closure)`` wants a closure that zeroes the gradients, runs forward and backward on all that the step
         is about, and returns the loss; or one that returns a vector, the loss of each sample, and leaves the rest to
-        the step. Save ``method_state_dict()`` beside ``state_dict()``.
+        the step. Save ``method_state_dict()`` beside ``state_dict()``, which is the base optimizer's.
 
-        Clip gradients where the base optimizer steps, not in the closure, whose gradients decide and climb unclipped::
+        Where gradients are clipped or scaled, or something else takes the step, ``backward(closure)`` stands for
+        ``loss.backward()``, and the step follows on its own: of this optimizer or of the base optimizer. (In the
+        closure it would be too early to clip: its gradients decide and climb.)::
 
-            def clip(*_):
-                clip_grad_norm_(model.parameters(), 1.0)
-
-            optimizer.register_step_pre_hook(clip)
+            loss = optimizer.backward(closure)
+            clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
 
         Args:
             optimizer (torch.optim.Optimizer): The base optimizer.
@@ -158,6 +160,7 @@ class Method(Options, WrapsOptimizer, ABC):
         if not (total_steps is None or (type(total_steps) is int and total_steps >= 1)):
             raise ValueError(f"{name}.wrap(total_steps={total_steps!r}): total_steps must be an integer >= 1.")
         refuse_fsdp1(name, model)
+        refuse_deepspeed(name, model)
         self._refuse_strangers(optimizer, model)
         return self._wrap(optimizer, ClosurePasses(model, total_steps, selects=parts.samples.selects))
 

@@ -22,6 +22,9 @@ MAY_IMPORT = {
     "method.py": {"torch", "composer", "sam_algos.core", "sam_algos.trainer"},
     "__init__.py": {"sam_algos.core", "sam_algos.method", "sam_algos.methods"},
     "trainer": {"torch", "composer", "sam_algos.core", "sam_algos.method", "sam_algos.trainer"},
+    "integrations/__init__.py": set(),
+    "integrations/lightning.py": {"sam_algos.core", "sam_algos.method"},  # a mixin, for either of Lightning's names
+    "integrations/transformers.py": {"torch", "transformers", "sam_algos.core", "sam_algos.method"},
 }
 WITHOUT_COMPOSER = "import sys; sys.modules['composer'] = None\n"
 
@@ -42,6 +45,11 @@ def test_modules_import_what_their_folder_may(place: str) -> None:
         for name in imports(file):
             allowed = any(name == may or name.startswith(f"{may}.") for may in MAY_IMPORT[place])
             assert allowed or name.partition(".")[0] in sys.stdlib_module_names, f"{file}: {name}"
+
+
+def test_every_integration_has_a_rule() -> None:
+    files = {f"integrations/{path.name}" for path in (PACKAGE / "integrations").iterdir() if path.suffix == ".py"}
+    assert files <= MAY_IMPORT.keys()
 
 
 def test_tests_mirror_the_folders_of_the_package() -> None:

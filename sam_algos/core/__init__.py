@@ -6,11 +6,12 @@ module            what it knows
 `parts`           the contracts: policy, perturbation, descent and samples; `part`, what they have in common
 `schedules`       the radius of a perturbation over training
 `step`            what a part sees of the step that is being taken: a view that can be moved
-`optimizer`       the only step loop
+`optimizer`       the only step loop; `attempt`, one step as it is being taken; `pending`, one that somebody else takes
 `evaluation`      runs the passes that the views ask for, each once
 `gradients`       gradients as they lie on the parameters
 `surroundings`    what every evaluation of an optimizer needs
-`passes`          how a pass reaches the program around it; `closures`, those of hand-written loops
+`passes`          how a pass reaches the program around it; `closures`, those of hand-written loops; `scaling`, those
+                  under a ``GradScaler``; `foreign`, programs in which none can be right
 `memory`          what is remembered between steps; `stopwatch`, how long they take
 `replay`          how a later pass repeats the first, with `streams` (random numbers) and `state` (of modules)
 `displacement`    moving the weights to ``w + ε`` and back, exactly

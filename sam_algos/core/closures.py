@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sam_algos.core.foreign import refuse_trainers
 from sam_algos.core.passes import Outcome, Pass, Passes
 from sam_algos.core.profiling import span
+from sam_algos.core.scaling import unscale_
 from sam_algos.core.selection import EVERYTHING, First, Selection
 from sam_algos.core.shards import local
 
@@ -88,7 +90,9 @@ class ClosurePasses(Passes):
                     for p in plan.params:
                         p.grad = None  # which such a closure leaves to the step
                 if plan.gradient and loss.requires_grad and not any(p.grad is not None for p in plan.params):
-                    loss.backward()
+                    (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            if self.scaler is not None:
+                unscale_(plan.params, self.scaler)
         return Outcome(loss, None if losses is None else losses.detach(), noted.chosen(), synchronized)
 
     def _holds_strangers(self, params: list[Tensor]) -> bool:
@@ -229,16 +233,3 @@ def _on_samples(closure: Callable[..., Any], samples: _Noted) -> Any:
             "them; write def closure(samples): inputs, labels = samples((x, y)); ..."
         ) from None
     return closure(samples)
-
-
-def refuse_trainers(closure: Callable[..., Any]) -> None:
-    """Refuse the closure of Composer's Trainer, whose second pass has to be told apart from the first.
-
-    Raises:
-        TypeError: If it is one.
-    """
-    if (getattr(closure, "__module__", None) or "").startswith("composer.trainer"):
-        raise TypeError(
-            "Composer's Trainer was given an optimizer that is already wrapped. Give it the base optimizer, and the "
-            "method as an algorithm: Trainer(optimizers=optimizer, algorithms=[SAM(...)])."
-        )

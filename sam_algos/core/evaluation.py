@@ -75,9 +75,8 @@ class Evaluation:
         self.index = index
         self.sharp = sharp
         self.progress = around.passes.progress(index)
-        self.groups = around.groups()
-        self.defaults = around.defaults
-        self.params = [p for group in self.groups for p in group["params"]]
+        self.base = around.base
+        self.params = [p for group in self.base.param_groups for p in group["params"]]
         self.loss: Any = None
         self.grad_norm: tensors.HostValue | None = None
         self._shares: dict[bool, list[float]] = {True: [], False: []}  # of passes with a gradient, and without
@@ -189,7 +188,7 @@ class Evaluation:
 
     def recall(self, buffer: str) -> Vector:
         """What the base optimizer's state has under a name."""
-        state = self._around.state()
+        state = self._around.base.state
         there = [p for p in self.params if p.requires_grad and p in state]
         found = [(p, value) for p in there if (value := state[p].get(buffer)) is not None]
         return Vector([p for p, _ in found], shards.local_parts([value for _, value in found]))

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sam_algos.core import shards
 from sam_algos.core.parts import Memory, Parts
 from sam_algos.core.stopwatch import unknown
 from sam_algos.core.vector import Vector
 
-__all__ = ["apart", "commit", "fresh", "holds_vectors", "restored"]
+if TYPE_CHECKING:
+    from sam_algos.core.optimizer import SharpnessAwareOptimizer
+
+__all__ = ["MethodMemory", "apart", "commit", "fresh", "holds_vectors", "restored"]
 
 _COUNTERS = ("step", "sharp", "nonfinite")
+
+
+class MethodMemory:
+    """What a method remembers between steps, as an object that a checkpoint can hold.
+
+    Args:
+        optimizer (SharpnessAwareOptimizer): Whose.
+    """
+
+    def __init__(self, optimizer: SharpnessAwareOptimizer) -> None:
+        self._optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's ``method_state_dict()``."""
+        return self._optimizer.method_state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """The optimizer's ``load_method_state_dict()``."""
+        self._optimizer.load_method_state_dict(state_dict)
 
 
 def fresh(parts: Parts) -> dict[str, Any]:

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from sam_algos.core.attempt import Attempt
 from sam_algos.core.displacement import Displacement
-from sam_algos.core.evaluation import Evaluation, Overflow
-from sam_algos.core.gradients import are_finite, put_in_place, stand_still
-from sam_algos.core.memory import apart, commit, fresh, holds_vectors, restored
+from sam_algos.core.evaluation import Overflow
+from sam_algos.core.gradients import stand_still
+from sam_algos.core.memory import MethodMemory, fresh, restored
 from sam_algos.core.names import Names
 from sam_algos.core.options import is_number
-from sam_algos.core.parts import Ascent, Decision, Memory, Parts, Update
+from sam_algos.core.parts import Parts
 from sam_algos.core.passes import Passes
-from sam_algos.core.profiling import span
-from sam_algos.core.schedules import Schedule
-from sam_algos.core.step import Step
+from sam_algos.core.pending import Pending
+from sam_algos.core.scaling import scale_
 from sam_algos.core.surroundings import Surroundings
 from sam_algos.core.wrapper import WrappedOptimizer
 
 __all__ = ["SharpnessAwareOptimizer"]
 
 _REQUIRED: Any = object()
-
-
-class _NoDirection(Exception):
-    """The perturbation has no direction to climb in: the step is a plain one."""
 
 
 class SharpnessAwareOptimizer(WrappedOptimizer):
@@ -61,8 +58,8 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             gradient, a quarter for one on a quarter of the samples), ``sam/forwards`` (the same for forward passes
             without a gradient, where a part asks for any), ``sam/grad_norm`` (of the first gradient, before any
             clipping), ``sam/nonfinite`` (how many steps so far had a gradient that is not finite: the first one with
-            ``'pass'``, the final one with ``'skip'``), ``sam/rho`` (where a schedule
-            sets it), and those of the policy.
+            ``'pass'``, the final one with ``'skip'``), ``sam/rho`` (where a
+            schedule sets it), and those of the policy.
 
     Raises:
         ValueError: If the base optimizer is already sharpness-aware or calls its closure itself, as LBFGS does, a
@@ -70,6 +67,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
     """
 
     _step_supports_amp_closure = True  # Composer's Trainer then passes a closure, and scales gradients around it
+    _step_supports_amp_scaling = False  # a GradScaler would tell the fused step underneath nothing
 
     def __init__(
         self,
@@ -87,17 +85,16 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             part.check(base_optimizer)
         self._parts = parts
         self._passes = passes
-        self._synchronize_ascent = synchronize or parts.reader("reads_gradient") is not None
-        self._nonfinite: Literal["pass", "skip"] = nonfinite
         self._memory: dict[str, Any] = fresh(parts)
+        self._pending = Pending()
         self._surroundings = Surroundings(
             passes=passes,
             parts=parts,
             names=Names(passes.model),
-            displacement=Displacement(self._model_tensors),
-            groups=self._groups,
-            state=self._state_of_base,
-            defaults=self.defaults,
+            displacement=Displacement(passes.tensors),
+            base=base_optimizer,
+            synchronize=synchronize,
+            nonfinite=nonfinite,
         )
         self.metrics: dict[str, float] = {}
 
@@ -120,107 +117,97 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         """
         if closure is None or closure is _REQUIRED:
             return self._step_without_closure(closure)
-        if (stopwatch := self._surroundings.stopwatch) is not None:
-            stopwatch.start(self._memory["seconds"])
-        evaluation = Evaluation(self._surroundings, closure, self._memory["step"], self._memory["sharp"])
-        step, decision = Step(evaluation, self._memory["policy"]), Decision(False)
+        attempt = self._attempt(closure)
         try:
-            decision = self._parts.policy.decide(step)
-            policy = apart(decision.remember)
-            update, remember = self._update(step, evaluation, decision)
-            remember = {axis: apart(memory, update.gradient) for axis, memory in remember.items()}
-            if self._finish(evaluation, update):
-                self._take(evaluation, {"policy": policy, **remember})
-            loss = evaluation.loss
+            finite = attempt.ask()
+            self._finish()
+            if finite:
+                stepped = attempt.stepped()
+                with self._passes.working("sam/base step"):
+                    self.base_optimizer.step()
+                attempt.remember(stepped)
+            loss = attempt.evaluation.loss
         except Overflow:
-            loss = self._finish(evaluation, None)
+            self._finish()
+            loss = None
         finally:
-            self._passes.settle(evaluation.params)
-        self._report(evaluation, decision)
-        if stopwatch is not None and self._memory["step"] > evaluation.index:
-            stopwatch.stop(evaluation.climbed)
+            self._passes.settle(attempt.evaluation.params)
+        self.metrics = attempt.report()
         return loss
 
-    def _update(self, step: Step, evaluation: Evaluation, decision: Decision) -> tuple[Update, dict[str, Memory]]:
-        """Ask the parts for the gradient that the base optimizer gets, and for what to remember."""
-        _, perturbation, descent, samples = self._parts
-        remember: dict[str, Memory] = {}
+    @torch.no_grad()
+    def backward(self, closure: Callable[..., Any], *, scaler: GradScaler | None = None) -> Any:
+        """Run the passes of a step and leave its gradient on the parameters, for loops that take the step themselves.
 
-        def climb(view: Step) -> Ascent:
-            view = view.view(self._memory["perturbation"], synchronized=self._synchronize_ascent)
-            with span("sam/ascent"), evaluation.climbing():
-                ascent = perturbation.ascend(view)
-            if ascent is None or not ascent.direction:
-                raise _NoDirection
-            written = [ascent.direction] if ascent.disposable or ascent.direction.is_gradient else []
-            remember["perturbation"] = apart(ascent.remember, *written)
-            return ascent
+        It stands where ``loss.backward()`` stands without a method, and costs what `step` does. The weights are where
+        they were; clipping and all that works on gradients may follow; then ``step()`` takes the step, of this
+        optimizer, of the base optimizer, or through whatever a framework put around that. Only then the method
+        remembers it: where it is left out, as by a ``GradScaler``, or the gradient is zeroed first, it knows nothing
+        of it.
 
-        own = step.view(self._memory["descent"], synchronized=True)
-        if decision.sharp:
-            evaluation.repeatable = not self._surroundings.one_pass
-            try:
-                chosen = samples.sharp(step.view(self._memory["samples"], synchronized=True), climb)
-                with span("sam/descent"):
-                    update = descent.sharp(own, chosen.gradient)
-                return update, {**remember, "samples": chosen.remember, "descent": update.remember}
-            except _NoDirection:
-                remember.clear()
-        evaluation.repeatable &= evaluation.gradients + evaluation.forwards > 0
-        _ = own.gradient
-        with span("sam/descent"):
-            update = descent.flat(own)
-        return update, {"descent": update.remember}
+        Args:
+            closure (callable): As for `step`. It need not zero gradients that ``zero_grad`` has removed.
+            scaler (torch.amp.GradScaler, optional): What the closure scales its loss by. The method sees gradients
+                without the scale; the one that is left has it, as ``scaler.unscale_`` and ``scaler.step`` expect.
+                Default: ``None``.
 
-    def _finish(self, evaluation: Evaluation, update: Update | None) -> bool | None:
-        """Put the final gradient in place and let the program act on it; whether the step is to be taken."""
-        taken = None
-        if update is not None:
-            latest = evaluation.latest
-            if latest is None or update.gradient.values is not latest.values:  # else it lies where the pass left it
-                put_in_place(update.gradient, evaluation.params)
-            taken = self._nonfinite == "pass" or are_finite(evaluation.params)
-            self._memory["nonfinite"] += int(not taken)
+        Returns:
+            The loss of the first pass.
+
+        Raises:
+            TypeError: If the closure returns nothing.
+            RuntimeError: If the closure leaves no gradient, or adds to gradients of before; those of a ``backward``
+                that no step followed are such, too.
+        """
+        attempt = self._attempt(closure)
+        evaluation = attempt.evaluation
+        self._passes.scaler = scaler
+        try:
+            finite = attempt.ask()
+            self._finish()
+        finally:
+            self._passes.scaler = None
+            self._passes.settle(evaluation.params)
+        if finite:
+            if scaler is not None:
+                scale_(evaluation.params, scaler)
+            then = partial(self._taken, attempt, self._passes.clock())
+        else:
+            self.zero_grad()  # so that the step, whoever takes it, is none
+            then = None
+            self.metrics = attempt.report()
+        self._pending.wait(self.base_optimizer, evaluation.params, then)
+        return evaluation.loss
+
+    def _taken(self, attempt: Attempt, began: float) -> None:
+        """Remember a step that somebody took with the gradient of `backward`."""
+        self._passes.seconds += self._passes.clock() - began  # clipping and the step are the program's
+        attempt.remember(attempt.stepped())
+        self.metrics = attempt.report()
+        self._passes.settle(attempt.evaluation.params)
+        self._opt_called = True  # what schedulers of this optimizer look for, where the base optimizer was stepped
+
+    def _attempt(self, closure: Callable[..., Any]) -> Attempt:
+        """The step that begins, whatever became of the one before."""
+        if self._pending.drop():
+            self._passes.settle([])  # its gradients were never used: the closure has to zero them
+        return Attempt(self._surroundings, closure, self._memory)
+
+    def _finish(self) -> None:
+        """Let the program act on the final gradient."""
         with torch.enable_grad(), self._passes.working("sam/finish"):
             self._passes.finish()
-        return taken
-
-    def _take(self, evaluation: Evaluation, remember: Mapping[str, Memory]) -> None:
-        """Step from the clean weights, and remember."""
-        params = [p for group in self.param_groups for p in group["params"]] if holds_vectors(remember) else []
-        stepped = {id(p) for p in params if p.grad is not None}
-        with self._passes.working("sam/base step"):
-            self.base_optimizer.step()
-        # What a gradient that is not finite has touched would stay so.
-        finite = evaluation.grad_norm is None or math.isfinite(float(evaluation.grad_norm))
-        commit(self._memory, remember if finite else {}, stepped, self.state)
-        self._memory["step"] += 1
-        self._memory["sharp"] += int(evaluation.climbed)
-        if self._surroundings.stopwatch is not None:
-            self._memory["seconds"] = self._surroundings.stopwatch.known
-
-    def _report(self, evaluation: Evaluation, decision: Decision) -> None:
-        grad_norm = math.nan if evaluation.grad_norm is None else float(evaluation.grad_norm)
-        if self._nonfinite == "pass" and evaluation.grad_norm is not None and not math.isfinite(grad_norm):
-            self._memory["nonfinite"] += 1
-        self.metrics = {
-            "sam/applied": float(evaluation.climbed),
-            "sam/fraction": self._memory["sharp"] / max(1, self._memory["step"]),
-            "sam/gradients": evaluation.gradients,
-            **({"sam/forwards": evaluation.forwards} if self._surroundings.reads_losses else {}),
-            "sam/grad_norm": grad_norm,
-            **({"sam/rho": evaluation.radius} if isinstance(self._parts.perturbation.rho, Schedule) else {}),
-            "sam/nonfinite": float(self._memory["nonfinite"]),
-            **{f"sam/{name}": value for name, value in decision.log.items()},
-        }
-        self._passes.log(self.metrics)
 
     def _step_without_closure(self, closure: object | None) -> None:
-        """Step the base optimizer where nothing moves, and create the state that a step with a closure would have."""
+        """Take the step that `backward` prepared; or one where nothing moves, which creates the state of a step."""
+        if self._pending:
+            self.base_optimizer.step()
+            return
         if closure is _REQUIRED or not stand_still(self.param_groups):
             raise TypeError(
-                "A sharpness-aware optimizer needs the closure: optimizer.step(closure). A training loop that calls "
-                "step() without one would train without the method."
+                "A sharpness-aware optimizer needs the closure: optimizer.step(closure), or "
+                "optimizer.backward(closure) and then optimizer.step(). A loop that calls step() alone would train "
+                "without the method."
             )
         self.base_optimizer.step()
         for name in self._parts.buffers():
@@ -230,13 +217,23 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
     def method_state_dict(self) -> dict[str, Any]:
         """What the method remembers between steps, in Python numbers; ``state_dict`` holds all the rest.
 
-        A hand-written loop saves it beside ``state_dict()``. Under Composer the algorithm does so.
+        A hand-written loop saves it beside ``state_dict()``. Composer's Trainer and the mixins of
+        ``sam_algos.integrations`` do so by themselves; other programs can be given `method_memory` to save.
         """
         return copy.deepcopy(self._memory)
 
     def load_method_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `method_state_dict` returned; the counters also where another method wrote it."""
-        self._memory = restored(self._parts, state)
+        self._memory.update(restored(self._parts, state))
+
+    @property
+    def method_memory(self) -> MethodMemory:
+        """What the method remembers, for programs that save and load any object with a ``state_dict``.
+
+        So do accelerate, ``accelerator.register_for_checkpointing(optimizer.method_memory)``, and distributed
+        checkpoints.
+        """
+        return MethodMemory(self)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; an entry ``rho`` is the group's own radius."""
@@ -247,17 +244,6 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         rho = group.get("rho", 0.0)
         if not (is_number(rho) and 0 <= rho < math.inf) and "rho" not in self.defaults:
             raise ValueError(f"Parameter group with rho={rho!r}: rho must be a finite number >= 0.")
-
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.param_groups
-
-    def _state_of_base(self) -> Any:
-        return self.state
-
-    def _model_tensors(self) -> Iterable[Tensor]:
-        """All parameters and buffers of the model, some of which may be views of others."""
-        model = self._passes.model()
-        return (*model.parameters(), *model.buffers())
 
     def __repr__(self) -> str:
         """The parts around the base optimizer."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from sam_algos.core.profiling import span
 from sam_algos.core.replay import Replay
@@ -62,11 +63,13 @@ class Passes(ABC):
     Attributes:
         clock (callable): Gives the time in seconds.
         seconds (float): How long the program has been `working`.
+        scaler (GradScaler | None): What the closure scales its loss by.
     """
 
     def __init__(self, selects: bool) -> None:
         self.clock: Callable[[], float] = time.perf_counter
         self.seconds = 0.0
+        self.scaler: GradScaler | None = None
         self._selects = selects
         self._replay = Replay()
 
@@ -85,6 +88,11 @@ class Passes(ABC):
     @abstractmethod
     def model(self) -> nn.Module:
         """The model that the closure runs."""
+
+    def tensors(self) -> Iterable[Tensor]:
+        """All parameters and buffers of the model, some of which may be views of others."""
+        model = self.model()
+        return (*model.parameters(), *model.buffers())
 
     @contextmanager
     def working(self, name: str) -> Iterator[None]:

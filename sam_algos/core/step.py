@@ -61,14 +61,14 @@ class Step:
     @property
     def lr(self) -> float:
         """The learning rate of the base optimizer's first parameter group."""
-        return float(self._evaluation.groups[0]["lr"])
+        return float(self._evaluation.base.param_groups[0]["lr"])
 
     @property
     def lr_max(self) -> float:
         """What that rate is scheduled down from: its peak in a cycle (OneCycleLR), else where its schedule starts."""
-        group = self._evaluation.groups[0]
+        group = self._evaluation.base.param_groups[0]
         found = next((group[key] for key in ("max_lr", "initial_lr") if key in group), None)
-        return float(self._evaluation.defaults["lr"] if found is None else found)
+        return float(self._evaluation.base.defaults["lr"] if found is None else found)
 
     @property
     def gradient(self) -> Vector:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sam_algos.core.displacement import Displacement
 from sam_algos.core.names import Names
@@ -26,9 +26,9 @@ class Surroundings:
         parts: The parts, for what they declare.
         names: What the model calls parameters.
         displacement: Moves the weights.
-        groups: Gives the base optimizer's parameter groups.
-        state: Gives its state.
-        defaults: What the base optimizer's groups have unless they say otherwise.
+        base: The base optimizer, for its parameter groups and its state.
+        synchronize: Whether data-parallel processes average the gradients of the ascent.
+        nonfinite: What becomes of a gradient that is not finite.
 
     A group's entry ``rho`` is its own radius (``own_radii``) unless the base optimizer has a ``rho``, as Adadelta does.
     """
@@ -37,13 +37,14 @@ class Surroundings:
     parts: Parts
     names: Names
     displacement: Displacement
-    groups: Callable[[], list[dict[str, Any]]]
-    state: Callable[[], Any]
-    defaults: Mapping[str, Any]
+    base: Optimizer
+    synchronize: bool = False
+    nonfinite: Literal["pass", "skip"] = "pass"
 
     def __post_init__(self) -> None:
         """Collect what the parts declare."""
-        self.own_radii = "rho" not in self.defaults
+        self.synchronize |= self.parts.reader("reads_gradient") is not None
+        self.own_radii = "rho" not in self.base.defaults
         after_the_ascent = (*self.parts.descent.tree(), *self.parts.samples.tree())
         self.keeps_gradient = any(part.reads_gradient for part in after_the_ascent)
         self.reads_losses = self.parts.reader("reads_losses") is not None
@@ -53,7 +54,7 @@ class Surroundings:
 
     def scales(self, ascent: Ascent, radius: float) -> list[Tensor]:
         """``ρ · scale`` for each parameter of an ascent, with its group's own radius where it has one."""
-        params, scale, groups = ascent.direction.params, ascent.scale, self.groups()
+        params, scale, groups = ascent.direction.params, ascent.scale, self.base.param_groups
         if ascent.absolute:
             return [scale] * len(params)
         own = {}

@@ -5,13 +5,13 @@ Generalization*, ICLR 2021, https://arxiv.org/abs/2010.01412.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
 from sam_algos.core import tensors
-from sam_algos.core.options import NormOrder, PositiveInt
+from sam_algos.core.options import NonNegative, NormOrder, PositiveInt
 from sam_algos.core.parts import Ascent, Decision, Descent, Parts, Perturbation, Policy, Update, WholeBatch
 from sam_algos.core.samples import Groups
 from sam_algos.core.schedules import Radius
@@ -47,15 +47,25 @@ class PNorm(Perturbation):
     Args:
         rho (float | Schedule): Radius ``ρ``. Default: ``0.05``.
         p (float): Order of the norm, from 1 to infinity. Default: ``2.0``.
+        epsilon (float): Makes it ``ρ g / (‖g‖ + epsilon)``, for ``p = 2``: shorter where gradients are as small as
+            that. Default: ``0.0``.
     """
 
     p: NormOrder = 2.0
+    epsilon: NonNegative = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        if self.epsilon and self.p != 2:
+            raise ValueError(f"PNorm(epsilon={self.epsilon!r}): epsilon must be 0 with p={self.p!r}.")
 
     def ascend(self, step: Step) -> Ascent:
         """``|g|^(q-1)`` and its norm; the gradient itself for ``p = 2``."""
         g = step.gradient
         if self.p == 2 or not g:
-            return Ascent(g, tensors.reciprocal(g.norm()))
+            norm = g.norm()
+            return Ascent(g, tensors.reciprocal(norm + self.epsilon if self.epsilon else norm))
         peak = tensors.largest(g.values, g.params)
         if self.p == 1:
             # Should several weights share the largest gradient, they share the radius.
@@ -135,7 +145,8 @@ class SecondOrder(Descent):
     def conflict(self, others: Parts) -> str | None:
         """``ε(w)`` is that of the Euclidean ball."""
         found = others.perturbation
-        return None if isinstance(found, PNorm) and found.p == 2 else f"with {found!r}: the term is that of PNorm(p=2)"
+        euclidean = isinstance(found, PNorm) and found.p == 2 and not found.epsilon
+        return None if euclidean else f"with {found!r}: the term is that of PNorm(p=2)"
 
 
 @dataclass(frozen=True, repr=False)
@@ -171,10 +182,13 @@ class SAM(Method):
         m (int, optional): Climb in groups of ``m`` consecutive samples, each by its own gradient (`Groups`): the
             paper's m-sharpness on one device, without BatchNorm. Default: ``None``, the batch as a whole (the paper,
             section 4.1: smaller ``m`` generalises better).
+        epsilon (float): Added to ``‖g‖``, so that ``ε = ρ g / (‖g‖ + epsilon)``, with ``p=2`` and ``steps=1`` only:
+            Composer's option of that name, ``1e-12`` there. Default: ``0.0``, as in the paper; a gradient of zero
+            moves nothing without it, too.
 
     Raises:
-        ValueError: If an argument is outside its range, or ``p`` is not 2 with several ascent steps; if
-            ``second_order`` is combined with another ball, several ascent steps or ``m``.
+        ValueError: If an argument is outside its range, or ``p`` is not 2 with several ascent steps; if ``epsilon`` is
+            combined with another ball or several ascent steps, or ``second_order`` with these, ``epsilon`` or ``m``.
 
     Example:
         >>> import torch
@@ -192,15 +206,21 @@ class SAM(Method):
     steps: PositiveInt = 1
     second_order: bool = False
     m: PositiveInt | None = None
+    epsilon: NonNegative = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the arguments, and that several ascent steps are in the Euclidean ball."""
-        super().__post_init__()
-        if self.steps > 1 and self.p != 2:
+        if self.steps != 1 and self.p != 2:
             raise ValueError(f"SAM(p={self.p!r}): p must be 2 with steps={self.steps!r}.")
+        if self.epsilon and (self.p, self.steps) != (2, 1):
+            others = f"p={self.p!r}, steps={self.steps!r}"
+            raise ValueError(f"SAM(epsilon={self.epsilon!r}): epsilon must be 0 with {others}.")
+        super().__post_init__()
 
     def parts(self) -> Parts:
         """Every ``interval`` steps, the ball, the sharp gradient with or without its second-order term."""
-        ball = PNorm(self.rho, self.p) if self.steps == 1 else ProjectedAscent(self.rho, self.steps)
+        ball = PNorm(self.rho, self.p, epsilon=self.epsilon)
+        if self.steps > 1:
+            ball = ProjectedAscent(self.rho, self.steps)
         descent = SecondOrder() if self.second_order else SharpGradient()
         return Parts(Interval(self.interval), ball, descent, WholeBatch() if self.m is None else Groups(self.m))

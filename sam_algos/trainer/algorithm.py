@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from composer.algorithms import SAM as ComposerSAM
+from composer.algorithms.sam import SAMOptimizer as ComposerSAMOptimizer
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
@@ -32,6 +33,7 @@ class WrapsOptimizer(Algorithm):
         """Wrap the optimizer, and leave in this Trainer an instance of its own and what saves its memory."""
         method = cast("Method", self)
         _refuse_conflicts(method, state)
+        _refuse_checkpoints_of_composers_sam(type(method).__name__, state)
         parts = method.composition()
         passes = TrainerPasses(state, logger, selects=parts.samples.selects)
         optimizer = method._wrap(state.optimizers[0], passes)
@@ -93,3 +95,19 @@ def _refuse_conflicts(method: Method, state: State) -> None:
         raise ValueError(f"{name}: a run takes one optimizer; this one has {len(state.optimizers)}.")
     if isinstance(state.optimizers[0], WrappedOptimizer):
         raise ValueError(f"{name}: the Trainer's optimizer is already sharpness-aware; give it the base optimizer.")
+
+
+def _refuse_checkpoints_of_composers_sam(name: str, state: State) -> None:
+    """Refuse to load one: there is no momentum in it, and Composer would go on without, and only warn."""
+    load = state.load_optim_state
+
+    def load_or_refuse(state_dict: dict[str, Any], strict: bool = True) -> None:
+        if ComposerSAMOptimizer.__qualname__ in (state_dict["optimizers"] or ()):
+            raise ValueError(
+                f"{name}: this checkpoint was written under Composer's SAM, which does not save the base optimizer's "
+                'state, momentum above all. To start that anew use Trainer(load_ignore_keys=["state/optimizers"]); to '
+                "load the weights alone, load_weights_only=True."
+            )
+        load(state_dict, strict)
+
+    state.load_optim_state = load_or_refuse

@@ -72,11 +72,18 @@ def test_a_checkpoint_moves_between_methods_and_plain_training(
     assert second.state.timestamp.batch == 2 * BATCHES
 
 
-@pytest.mark.filterwarnings("ignore:SGD is not in the state_dict")
 @pytest.mark.parametrize("method", EVERY_KIND)
-def test_a_checkpoint_of_composers_sam_gives_its_weights(method: Method, tmp_path: Path) -> None:
+def test_a_checkpoint_of_composers_sam_gives_its_weights_and_no_momentum_unasked(
+    method: Method, tmp_path: Path
+) -> None:
     first = fit(_composer_sam(), max_duration="1ep")
-    second = trainer(method, load_path=_checkpoint(first, tmp_path))
+    path = _checkpoint(first, tmp_path)
+    assert all(MOMENTUM not in entry for entry in _loaded(path)["optimizers"]["SAMOptimizer"]["state"].values())
+    why = rf"{type(method).__name__}: this checkpoint .* momentum.*load_ignore_keys=\[.state/optimizers.\]"
+    with pytest.raises(ValueError, match=why):
+        trainer(method, load_path=path)
+    assert same(weights(trainer(method, load_path=path, load_weights_only=True)), weights(first))
+    second = trainer(method, load_path=path, load_ignore_keys=["state/optimizers"])
     assert same(weights(second), weights(first))
     assert memory(second) == memory(trainer(method))
     second.fit()

@@ -1,0 +1,47 @@
+"""Programs that take steps of their own, in which a method cannot be right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+__all__ = ["refuse_deepspeed", "refuse_trainers"]
+
+
+def refuse_trainers(closure: Callable[..., Any]) -> None:
+    """Refuse the closures of training programs that clip and log in them, at every pass.
+
+    Raises:
+        TypeError: If it is one.
+    """
+    module = getattr(getattr(closure, "func", closure), "__module__", None) or ""
+    if module.startswith("composer.trainer"):
+        raise TypeError(
+            "Composer's Trainer was given an optimizer that is already wrapped. Give it the base optimizer, and the "
+            "method as an algorithm: Trainer(optimizers=optimizer, algorithms=[SAM(...)])."
+        )
+    if module.startswith(("lightning.", "pytorch_lightning.", "lightning_fabric.")):
+        raise TypeError(
+            "Lightning was given an optimizer that is already wrapped, and would clip and log at every pass. Give it "
+            "the base optimizer, and its module the mixin sam_algos.integrations.lightning.SharpnessAwareMixin; with "
+            "manual optimization call optimizer.backward(closure) in the training step."
+        )
+
+
+def refuse_deepspeed(method: str, model: nn.Module) -> None:
+    """Refuse DeepSpeed's engine, whose backward pass leaves no gradients and may step.
+
+    Args:
+        method: The name of the method, for the error.
+        model: The model to be trained.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if any(cls.__module__.partition(".")[0] == "deepspeed" for cls in type(model).__mro__):
+        raise ValueError(
+            f"{method}: DeepSpeed is not supported: its engine keeps the gradients to itself and takes the steps. Use "
+            "DistributedDataParallel, or FSDP2: torch.distributed.fsdp.fully_shard."
+        )

@@ -1,0 +1,35 @@
+"""The scale that a ``GradScaler`` puts on losses, and so on gradients, off and on again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+
+from sam_algos.core import shards, tensors
+
+__all__ = ["scale_", "unscale_"]
+
+
+def unscale_(params: Iterable[Tensor], scaler: GradScaler) -> None:
+    """Divide the gradients by the scale. One that overflowed stays infinite or NaN, for a later step to find."""
+    _multiply(params, scaler, inverse=True)
+
+
+def scale_(params: Iterable[Tensor], scaler: GradScaler) -> None:
+    """Multiply the gradients by the scale, which is what ``scaler.unscale_`` and ``scaler.step`` expect."""
+    _multiply(params, scaler, inverse=False)
+
+
+def _multiply(params: Iterable[Tensor], scaler: GradScaler, *, inverse: bool) -> None:
+    there = [p for p in params if p.grad is not None]
+    if not there or not scaler.is_enabled():
+        return
+    scale = scaler.scale(torch.ones((), device=there[0].device))  # without waiting for the device
+    values = shards.local_parts([p.grad for p in there])
+    tensors.own_(values, there)  # two parameters may share one
+    tensors.scale_(values, scale.reciprocal() if inverse else scale)
+    for p, value in zip(there, values, strict=True):
+        p.grad = shards.wrap_like(value, p)

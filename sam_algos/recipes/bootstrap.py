@@ -11,7 +11,8 @@ from composer import Callback, Evaluator, Logger, State
 from composer.utils import dist
 
 from sam_algos.recipes.check import check_names
-from sam_algos.recipes.datasets import build_dataset, eval_section
+from sam_algos.recipes.datasets import build_dataset, eval_section, has_classes
+from sam_algos.recipes.errors import RecipeError
 from sam_algos.recipes.load import dump_recipe
 from sam_algos.recipes.noise import LabelledImages
 from sam_algos.recipes.run import Run, build_loader, prepare
@@ -69,6 +70,8 @@ def trainings(recipe: Recipe, name: str) -> Iterator[Run]:
         run.trainer.close()
         return
     check_names(recipe)
+    if not has_classes(recipe.train_dataset):
+        raise RecipeError("bootstrap", f"must be 0 where text has no classes, got {recipe.bootstrap}")
     done: tuple[Relabelling, ...] = ()
     for number in range(recipe.bootstrap + 1):
         last = number == recipe.bootstrap

@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import re
 import struct
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from composer.utils.misc import add_vision_dataset_transform
 from PIL import Image
 from torchvision import datasets as tv
 
@@ -125,7 +127,8 @@ def test_every_dataset(
 
 
 def test_all_datasets_have_a_case() -> None:
-    assert {case[0] for case in CASES} == set(DATASETS)
+    texts = {"python_docs", "python_topics", "text_file", "text_table"}  # in test_texts.py
+    assert {case[0] for case in CASES} == set(DATASETS) - texts
 
 
 def test_svhn_labels_read_ten_as_zero(tmp_path: Path, monkeypatch: Patch) -> None:
@@ -181,6 +184,40 @@ def test_a_cached_folder_gives_what_an_uncached_one_does(tmp_path: Path) -> None
     assert again[0][0].shape == (3, 24, 24)
 
 
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")  # torchvision's
+@pytest.mark.parametrize(
+    ("name", "options", "stored"),
+    [
+        ("digits", {}, torch.Tensor),
+        ("cifar10", {"augmentation": "cutout"}, Image.Image),
+        ("svhn", {}, Image.Image),
+        ("fashion_mnist", {"rgb": True}, Image.Image),
+        ("imagefolder", {"image_size": 8}, Image.Image),
+        ("imagefolder", {"image_size": 8, "augmentation": "none", "cache": True}, torch.Tensor),
+    ],
+)
+def test_what_composer_adds_to_a_dataset_sees_images_before_they_are_normalised(
+    name: str, options: dict[str, Any], stored: type, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    section = _section(name, options, tmp_path, monkeypatch)
+    data = build_dataset("data", section, train=True)
+    assert isinstance(data, tv.VisionDataset) and data in weakref.WeakSet([data])
+    shape, seen = data[0][0].shape, list[Any]()
+
+    def black(image: Any) -> Any:
+        seen.append(image)
+        return image * 0 if isinstance(image, torch.Tensor) else Image.new(image.mode, image.size)
+
+    add_vision_dataset_transform(data, black, is_tensor_transform=False)
+    image, _ = data[0]
+    assert isinstance(seen[0], stored) and (image.shape, image.dtype) == (shape, torch.float32)
+    if stored is torch.Tensor:
+        assert seen[0].min() >= 0
+    assert image.max() <= 0  # black is below the mean, and zero where there is a hole
+    other = build_dataset("data", section, train=False)
+    assert other[0][0].max() > 0 and len(seen) == 1
+
+
 def test_cutout_zeroes_a_square(tmp_path: Path, monkeypatch: Patch) -> None:
     section = _section("cifar10", {"augmentation": "cutout"}, tmp_path, monkeypatch)
     data = build_dataset("train_dataset", section, train=True)
@@ -205,9 +242,9 @@ def test_cutout_zeroes_a_square(tmp_path: Path, monkeypatch: Patch) -> None:
         (
             {"name": "cifar10", "path": ".", "augmentation": "cutuot"},
             True,
-            "data.augmentation: augmentation 'cutuot'",
+            "data.augmentation: must be one of 'none', 'basic', 'cutout', 'autoaugment', got 'cutuot'; did you mean 'cutout'?",
         ),
-        ({"name": "cifar10", "path": 3}, True, "data.path: 3 is not of type str"),
+        ({"name": "cifar10", "path": 3}, True, "data.path: must be text, got 3"),
         (
             {"name": "digits", "lable_noise": 0.4},
             True,
@@ -216,16 +253,28 @@ def test_cutout_zeroes_a_square(tmp_path: Path, monkeypatch: Patch) -> None:
         (
             {"name": "digits", "label_noise": 1.0},
             True,
-            "data.label_noise: label_noise must be in [0, 1), got 1.0",
+            "data.label_noise: must be a number in [0, 1), got 1.0",
         ),
-        ({"name": "digits", "label_noise": "much"}, True, "data.label_noise: 'much' is not of type float"),
-        ({"name": "digits", "noise_seed": 0.5}, True, "data.noise_seed: 0.5 is not of type int"),
-        ({"name": "digits", "label_noise": 0.4}, False, "data.label_noise: label_noise is for training data"),
+        ({"name": "digits", "label_noise": "much"}, True, "data.label_noise: must be a number in [0, 1), got 'much'"),
+        ({"name": "digits", "noise_seed": 0.5}, True, "data.noise_seed: must be an integer, got 0.5"),
+        ({"name": "digits", "label_noise": 0.4}, False, "data.label_noise: is for training data"),
         ({"name": "digits", "train": False}, True, "data: unknown argument 'train'"),
         ({"name": "digits", "part": "test"}, True, "data: unknown argument 'part'"),
-        ({"name": "digits", "evaluate": "train"}, False, "evaluate 'train' must be one of validation, test"),
-        ({"name": "imagefolder", "path": ".", "augmentation": "basik"}, True, "'basik' must be one of imagenet, none"),
-        ({"name": "imagefolder", "path": ".", "cache": True}, True, "cache must be false with augmentation 'imagenet'"),
+        (
+            {"name": "digits", "evaluate": "train"},
+            False,
+            "data.evaluate: must be one of 'test', 'validation', got 'train'",
+        ),
+        (
+            {"name": "imagefolder", "path": ".", "augmentation": "basik"},
+            True,
+            "data.augmentation: must be one of 'none', 'basic'",
+        ),
+        (
+            {"name": "imagefolder", "path": ".", "cache": True},
+            True,
+            "data.cache: must be false with augmentation 'imagenet'",
+        ),
     ],
 )
 def test_wrong_dataset(section: dict[str, Any], train: bool, message: str, tmp_path: Path, monkeypatch: Patch) -> None:
@@ -238,11 +287,11 @@ def test_wrong_dataset(section: dict[str, Any], train: bool, message: str, tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"evaluate": "validation"}, "evaluate: there are no validation images"),
-        ({"validation": 61}, "validation must be in [0, 60], the size of the training set, got 61"),
-        ({"train_subset": 0}, "train_subset must be in [1, 60], the size of the training set, got 0"),
-        ({"train_subset": 50, "validation": 20}, "train_subset must be at most 40 beside 20 for validation"),
-        ({"validation": 4}, "validation: cannot keep the classes' shares"),
+        ({"evaluate": "validation"}, "data.evaluate: there are no validation samples"),
+        ({"validation": 61}, "data.validation: must be in [0, 60], the size of the training set, got 61"),
+        ({"train_subset": 0}, "data.train_subset: must be in [1, 60], the size of the training set, got 0"),
+        ({"train_subset": 50, "validation": 20}, "data.train_subset: must be at most 40 beside 20 for validation"),
+        ({"validation": 4}, "data.validation: cannot keep the classes' shares"),
     ],
 )
 def test_wrong_divisions(options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: Patch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from sam_algos.recipes.load import dump_recipe
 from sam_algos.recipes.noise import LabelledImages
 from sam_algos.recipes.run import Run, build_loader, prepare
 from sam_algos.recipes.schema import Recipe
+from sam_algos.recipes.texts import LabelledTexts
 
 _APART = 1_000_003  # between the seeds of two trainings: no other run's seed, as people choose them
 
@@ -115,9 +116,9 @@ def _labels(run: Run) -> torch.Tensor:
     return loader.dataset.labels
 
 
-def _predictions(recipe: Recipe, run: Run, images: LabelledImages) -> torch.Tensor:
-    numbered = replace(images, labels=torch.arange(len(images)))
-    predictions = _Predictions(len(images))
+def _predictions(recipe: Recipe, run: Run, samples: LabelledImages | LabelledTexts) -> torch.Tensor:
+    numbered = replace(samples, labels=torch.arange(len(samples)))
+    predictions = _Predictions(len(samples))
     size = recipe.global_eval_batch_size or recipe.global_train_batch_size
     loader = build_loader(recipe, numbered, size, train=False)
     run.trainer.state.callbacks.append(predictions)
@@ -133,7 +134,7 @@ class _Predictions(Callback):
         self.labels = torch.full((samples,), -1)
 
     def eval_after_forward(self, state: State, logger: Logger) -> None:
-        _, numbers = state.batch
+        numbers = state.batch["labels"] if isinstance(state.batch, Mapping) else state.batch[1]
         self.labels[numbers.cpu()] = state.outputs.argmax(dim=1).cpu()  # type: ignore[union-attr]
 
     def eval_end(self, state: State, logger: Logger) -> None:

@@ -156,7 +156,13 @@ def _torchvision(model: str, /, *, num_classes: int, **options: Any) -> nn.Modul
         raise BadArgument("weights", "networks are trained from scratch; start from a checkpoint with load_path")
     if model in ("googlenet", "inception_v3"):  # their auxiliary heads have losses of their own
         options = {"aux_logits": False, "init_weights": True, **options}
-    return torchvision.models.get_model(model, weights=None, num_classes=num_classes, **options)
+    try:
+        return torchvision.models.get_model(model, weights=None, num_classes=num_classes, **options)
+    except TypeError as error:  # as soon as one of its functions gets an argument that is not its own
+        strange = [name for name in options if f"unexpected keyword argument {name!r}" in str(error)]
+        if not strange:
+            raise
+        raise BadArgument(strange[0], f"{model} has no such argument") from error
 
 
 def _pytorchcv(model: str, /, *, num_classes: int, in_channels: int, **options: Any) -> nn.Module:

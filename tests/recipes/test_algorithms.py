@@ -15,9 +15,9 @@ from PIL import Image
 
 from sam_algos import train
 from sam_algos.recipes.components import algorithms
-from tests.recipes.writing import Write
-from tests.recipes.test_components import COMPOSERS
 from tests.command.test_train import Capture
+from tests.recipes.test_components import COMPOSERS
+from tests.recipes.writing import Write
 
 IMAGES = """
 model: {name: small_cnn, width: 4}

@@ -14,10 +14,9 @@ from sam_algos.recipes.check import check_names
 from sam_algos.recipes.datasets import build_dataset, eval_section, has_classes
 from sam_algos.recipes.errors import RecipeError
 from sam_algos.recipes.load import dump_recipe
-from sam_algos.recipes.noise import LabelledImages
+from sam_algos.recipes.noise import Samples
 from sam_algos.recipes.run import Run, build_loader, prepare
 from sam_algos.recipes.schema import Recipe
-from sam_algos.recipes.texts import LabelledTexts
 
 _APART = 1_000_003  # between the seeds of two trainings: no other run's seed, as people choose them
 
@@ -49,11 +48,11 @@ def trainings(recipe: Recipe, name: str) -> Iterator[Run]:
     """Prepare the trainings of a recipe: one, and one more for each round of ``bootstrap``.
 
     Each starts from an initialisation of its own (`Foret et al., 2021 <https://arxiv.org/abs/2010.01412>`_, section
-    3.3), and all but the first with the labels that the one before predicts on the training images: without
+    3.3), and all but the first with the labels that the one before predicts on the training samples: without
     augmentation, and at the weights that are evaluated. With autoresume each goes on from its latest checkpoint, and
     those that were complete are only asked for their labels again.
 
-    **Cost.** ``bootstrap + 1`` trainings, and after all but the last a forward pass over the training images.
+    **Cost.** ``bootstrap + 1`` trainings, and after all but the last a forward pass over the training samples.
 
     Args:
         recipe (Recipe): A resolved recipe.
@@ -88,7 +87,7 @@ def trainings(recipe: Recipe, name: str) -> Iterator[Run]:
 
 
 def relabel(recipe: Recipe, run: Run) -> Relabelling:
-    """Ask a trained network for the labels of the images that it was trained on.
+    """Ask a trained network for the labels of the samples that it was trained on.
 
     Args:
         recipe (Recipe): That of the run.
@@ -116,7 +115,7 @@ def _labels(run: Run) -> torch.Tensor:
     return loader.dataset.labels
 
 
-def _predictions(recipe: Recipe, run: Run, samples: LabelledImages | LabelledTexts) -> torch.Tensor:
+def _predictions(recipe: Recipe, run: Run, samples: Samples) -> torch.Tensor:
     numbered = replace(samples, labels=torch.arange(len(samples)))
     predictions = _Predictions(len(samples))
     size = recipe.global_eval_batch_size or recipe.global_train_batch_size

@@ -9,27 +9,27 @@ from typing import Any
 from sam_algos.recipes import corpora, images  # which put their data sets into DATASETS
 from sam_algos.recipes.errors import RecipeError
 from sam_algos.recipes.names import arguments_of, construct, lookup
-from sam_algos.recipes.noise import LabelledImages
+from sam_algos.recipes.noise import LabelledImages, Samples
 from sam_algos.recipes.sources import DATASETS
-from sam_algos.recipes.texts import LabelledTexts, TextBlocks
+from sam_algos.recipes.texts import TextBlocks
 
 __all__ = ["DATASETS", "build_dataset", "check_alike", "corpora", "eval_section", "has_classes", "images"]
 
 
-def build_dataset(where: str, section: Mapping[str, Any], *, train: bool, augment: bool = True) -> LabelledImages:
+def build_dataset(where: str, section: Mapping[str, Any], *, train: bool, augment: bool = True) -> Samples:
     """Load the data that a section of a recipe names.
 
     Args:
         where (str): The section, ``train_dataset`` or ``eval_dataset``.
         section (Mapping[str, Any]): The name, the data set's options, and for training ``label_noise``
-            (see `flip_labels`) with its own ``noise_seed``; ``evaluate`` says which images the recipe evaluates on,
-            ``test`` or ``validation``; where the test set is published, ``validation`` images are set aside and
+            (see `flip_labels`) with its own ``noise_seed``; ``evaluate`` says which samples the recipe evaluates on,
+            ``test`` or ``validation``; where the test set is published, ``validation`` samples are set aside and
             ``train_subset`` drawn from the training set by ``split_seed`` (see `divide`).
         train (bool): The training split with its augmentation, or the test split without.
         augment (bool, optional): False for the training split without its augmentation, too. Default: ``True``.
 
     Returns:
-        LabelledImages: With the number of classes.
+        Samples: Images, texts with classes, or blocks of text.
 
     Raises:
         RecipeError: For a wrong name or option, and if the files are not there.
@@ -66,12 +66,12 @@ def has_classes(section: Mapping[str, Any]) -> bool:
     return typing.get_type_hints(loader)["return"] is not TextBlocks
 
 
-def check_alike(train: LabelledImages | LabelledTexts | TextBlocks, test: Any) -> None:
+def check_alike(train: Samples, test: Any) -> None:
     """See that what is evaluated on is of the kind that is trained on.
 
     Args:
-        train (LabelledImages | LabelledTexts | TextBlocks): What is trained on.
-        test (LabelledImages | LabelledTexts | TextBlocks): What is evaluated on.
+        train (Samples): What is trained on.
+        test (Samples): What is evaluated on.
 
     Raises:
         RecipeError: If it is another kind of data, has other classes, or another vocabulary.

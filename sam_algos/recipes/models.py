@@ -16,8 +16,8 @@ from torch import nn
 from sam_algos.recipes.errors import BadArgument, RecipeError
 from sam_algos.recipes.huggingface import TEXT_MODELS, build_text_model
 from sam_algos.recipes.names import arguments_of, construct, lookup
-from sam_algos.recipes.noise import LabelledImages
-from sam_algos.recipes.texts import LabelledTexts, TextBlocks
+from sam_algos.recipes.noise import LabelledImages, Samples
+from sam_algos.recipes.texts import TextBlocks
 
 _PYTORCHCV = ("resnet20", "wrn28_10", "pyramidnet110_a270")
 
@@ -38,14 +38,12 @@ def models() -> dict[str, Callable[..., nn.Module]]:
     }
 
 
-def build_model_for(
-    section: Mapping[str, Any], data: LabelledImages | LabelledTexts | TextBlocks
-) -> ComposerClassifier | HuggingFaceModel:
+def build_model_for(section: Mapping[str, Any], data: Samples) -> ComposerClassifier | HuggingFaceModel:
     """Build the network of a recipe for its data.
 
     Args:
         section (Mapping[str, Any]): Its name and arguments.
-        data (LabelledImages | LabelledTexts | TextBlocks): What it is trained on.
+        data (Samples): What it is trained on.
 
     Returns:
         ComposerClassifier | HuggingFaceModel: In training mode.

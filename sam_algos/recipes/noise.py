@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import Subset, default_collate
 from torchvision.datasets import VisionDataset
 
 from sam_algos.recipes.errors import BadArgument
 from sam_algos.recipes.texts import LabelledTexts, TextBlocks
-
-Data = TypeVar("Data", bound="LabelledImages | LabelledTexts | TextBlocks")
 
 
 @dataclass(eq=False)  # compared and hashed by identity, which Composer's RandAugment and AugMix need
@@ -46,9 +44,17 @@ class LabelledImages(VisionDataset):
         image = self.images[index][0]
         return image if self.transform is None else self.transform(image), int(self.labels[index])
 
+    collate = staticmethod(default_collate)
+
     def among(self, indices: Sequence[int]) -> LabelledImages:
         """Some of the samples, in the order of the indices; images are still read when they are asked for."""
         return replace(self, images=Subset(self.images, indices), labels=self.labels[list(indices)])
+
+
+Samples = LabelledImages | LabelledTexts | TextBlocks
+"""What a data set of a recipe is."""
+
+Data = TypeVar("Data", bound=Samples)
 
 
 def labelled(
@@ -80,12 +86,12 @@ def flip_labels(data: Data, fraction: float, seed: int) -> Data:
     noise level f is ``f * (1 - 1 / num_classes)`` here.
 
     Args:
-        data (LabelledImages | LabelledTexts | TextBlocks): With its true labels.
+        data (Samples): With its true labels.
         fraction (float): Of wrong labels, in ``[0, 1)``.
         seed (int): Of the draw, apart from that of the run: every run trains on the same labels.
 
     Returns:
-        LabelledImages | LabelledTexts | TextBlocks: The same samples with the noisy labels.
+        Samples: The same with the noisy labels.
 
     Raises:
         ValueError: If `fraction` is outside ``[0, 1)``, and for text without classes.

@@ -31,17 +31,14 @@ from sam_algos.recipes.folders import make_folder, remove_folders
 from sam_algos.recipes.load import dump_recipe
 from sam_algos.recipes.models import build_model_for
 from sam_algos.recipes.names import construct
-from sam_algos.recipes.noise import LabelledImages
+from sam_algos.recipes.noise import Samples
 from sam_algos.recipes.precision import precision_on
 from sam_algos.recipes.progress import Progress
 from sam_algos.recipes.records import MetricsFile, StepTimes, Summary, summarise
 from sam_algos.recipes.schema import Recipe
-from sam_algos.recipes.texts import LabelledTexts, TextBlocks
 
 if TYPE_CHECKING:
     from sam_algos.recipes.bootstrap import Relabelling
-
-Data = LabelledImages | LabelledTexts | TextBlocks
 
 _TRAINER_ARGUMENTS = inspect.signature(Trainer).parameters
 
@@ -170,7 +167,7 @@ def _join(recipe: Recipe) -> None:
         raise RecipeError("device", error) from error
 
 
-def load_data(recipe: Recipe) -> tuple[Data, Data]:
+def load_data(recipe: Recipe) -> tuple[Samples, Samples]:
     """Open the data of a recipe.
 
     Args:
@@ -192,7 +189,7 @@ def load_data(recipe: Recipe) -> tuple[Data, Data]:
     return train, test
 
 
-def build_loader(recipe: Recipe, data: Data, batch_size: int, *, train: bool) -> DataSpec:
+def build_loader(recipe: Recipe, data: Samples, batch_size: int, *, train: bool) -> DataSpec:
     """The batches of this process: shuffled and all of one size to train on."""
     world = dist.get_world_size()
     if batch_size % world:
@@ -201,8 +198,7 @@ def build_loader(recipe: Recipe, data: Data, batch_size: int, *, train: bool) ->
     sampler = dist.get_sampler(data, shuffle=train, drop_last=train, seed=recipe.seed)
     loader = construct(
         "dataloader", DataLoader, recipe.dataloader,
-        dataset=data, batch_size=batch_size // world, sampler=sampler, drop_last=train,
-        collate_fn=getattr(data, "collate", None),
+        dataset=data, batch_size=batch_size // world, sampler=sampler, drop_last=train, collate_fn=data.collate,
     )  # fmt: skip
     return DataSpec(loader, split_batch=_split)
 

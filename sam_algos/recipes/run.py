@@ -180,8 +180,7 @@ def load_data(recipe: Recipe) -> tuple[Samples, Samples]:
         RecipeError: If it is not there, or does not go together.
     """
     train = build_dataset("train_dataset", recipe.train_dataset, train=True)
-    test_section = recipe.eval_dataset or eval_section(recipe.train_dataset)
-    test = build_dataset("eval_dataset", test_section, train=False)
+    test = build_dataset("eval_dataset", recipe.eval_dataset or eval_section(recipe.train_dataset), train=False)
     check_alike(train, test)
     size = recipe.global_train_batch_size
     if size > len(train):
@@ -193,7 +192,7 @@ def build_loader(recipe: Recipe, data: Samples, batch_size: int, *, train: bool)
     """The batches of this process: shuffled and all of one size to train on."""
     world = dist.get_world_size()
     if batch_size % world:
-        key = "global_train_batch_size" if train else "global_eval_batch_size"
+        key = f"global_{'train' if train else 'eval'}_batch_size"
         raise RecipeError(key, f"{batch_size} does not divide by the {world} processes")
     sampler = dist.get_sampler(data, shuffle=train, drop_last=train, seed=recipe.seed)
     loader = construct(
@@ -205,9 +204,9 @@ def build_loader(recipe: Recipe, data: Samples, batch_size: int, *, train: bool)
 
 def _split(batch: Any, size: int | float) -> list[Any]:
     """Composer's own function, but for its warning about a last batch that is smaller than the others."""
-    if isinstance(batch, Mapping):
-        return [dict(zip(batch, parts, strict=True)) for parts in _split(list(batch.values()), size)]
-    return list(zip(*(part.split(int(size)) for part in batch), strict=True))
+    tensors = batch.values() if isinstance(batch, Mapping) else batch
+    parts = list(zip(*(tensor.split(int(size)) for tensor in tensors), strict=True))
+    return [dict(zip(batch, part, strict=True)) for part in parts] if isinstance(batch, Mapping) else parts
 
 
 def _start(

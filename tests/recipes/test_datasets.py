@@ -1,17 +1,11 @@
 from __future__ import annotations
 
-import hashlib
-import pickle
 import re
-import struct
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import scipy.io
 import torch
 from composer.utils.misc import add_vision_dataset_transform
 from PIL import Image
@@ -19,65 +13,8 @@ from torchvision import datasets as tv
 
 from sam_algos.recipes import RecipeError
 from sam_algos.recipes.datasets import DATASETS, build_dataset, eval_section
+from tests.recipes.image_files import N, Patch, section_of, write_imagefolder, write_svhn
 
-N = 12  # images in each file
-Patch = pytest.MonkeyPatch
-
-
-def _pixels(shape: tuple[int, ...]) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
-def _write_cifar(root: Path, patch: Patch, dataset: Any, label_key: str, meta_key: str, classes: int) -> None:
-    folder = root / dataset.base_folder
-    folder.mkdir()
-
-    def write(name: str, content: dict[str, Any]) -> str:
-        (folder / name).write_bytes(pickle.dumps(content))
-        return hashlib.md5((folder / name).read_bytes()).hexdigest()
-
-    entry = {"data": _pixels((N, 3072)), label_key: [i % classes for i in range(N)]}
-    for kind in ("train_list", "test_list"):
-        patch.setattr(dataset, kind, [[name, write(name, entry)] for name, _ in getattr(dataset, kind)])
-    name = dataset.meta["filename"]
-    digest = write(name, {meta_key: [str(i) for i in range(classes)]})
-    patch.setattr(dataset, "meta", {"filename": name, "key": meta_key, "md5": digest})
-
-
-def _write_svhn(root: Path, patch: Patch) -> None:
-    split_list = {}
-    for split, (url, name, _) in tv.SVHN.split_list.items():
-        labels = np.arange(1, N + 1, dtype=np.uint8).reshape(-1, 1) % 10 + 1  # the files write 10 for 0
-        scipy.io.savemat(root / name, {"X": _pixels((32, 32, 3, N)), "y": labels})
-        split_list[split] = [url, name, hashlib.md5((root / name).read_bytes()).hexdigest()]
-    patch.setattr(tv.SVHN, "split_list", split_list)
-
-
-def _write_fashion_mnist(root: Path, patch: Patch) -> None:
-    folder = root / "FashionMNIST" / "raw"
-    folder.mkdir(parents=True)
-    for part in ("train", "t10k"):
-        images = struct.pack(">4i", 0x803, N, 28, 28) + _pixels((N, 28, 28)).tobytes()
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(images)
-        labels = struct.pack(">2i", 0x801, N) + bytes(i % 10 for i in range(N))
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(labels)
-
-
-def _write_imagefolder(root: Path, patch: Patch) -> None:
-    for split in ("train", "val"):
-        for index in range(N):
-            path = root / split / "abc"[index % 3] / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(_pixels((40, 50, 3))).save(path)
-
-
-WRITERS: dict[str, Callable[[Path, Patch], None]] = {
-    "cifar10": lambda root, patch: _write_cifar(root, patch, tv.CIFAR10, "labels", "label_names", 10),
-    "cifar100": lambda root, patch: _write_cifar(root, patch, tv.CIFAR100, "fine_labels", "fine_label_names", 100),
-    "svhn": _write_svhn,
-    "fashion_mnist": _write_fashion_mnist,
-    "imagefolder": _write_imagefolder,
-}
 # name, options -> training samples, test samples, image shape, classes
 CASES: list[tuple[str, dict[str, Any], int, int, tuple[int, ...], int]] = [
     ("digits", {}, 1077, 360, (1, 8, 8), 10),
@@ -98,20 +35,13 @@ CASES: list[tuple[str, dict[str, Any], int, int, tuple[int, ...], int]] = [
 ]
 
 
-def _section(name: str, options: dict[str, Any], root: Path, patch: Patch) -> dict[str, Any]:
-    if name not in WRITERS:
-        return {"name": name, **options}
-    WRITERS[name](root, patch)
-    return {"name": name, "path": str(root), **options}
-
-
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")  # torchvision's
 @pytest.mark.parametrize(("name", "options", "n_train", "n_test", "shape", "classes"), CASES)
 def test_every_dataset(
     name: str, options: dict[str, Any], n_train: int, n_test: int, shape: tuple[int, ...], classes: int,
     tmp_path: Path, monkeypatch: Patch,
 ) -> None:  # fmt: skip
-    section = _section(name, options, tmp_path, monkeypatch)
+    section = section_of(name, options, tmp_path, monkeypatch)
     train = build_dataset("train_dataset", {**section, "label_noise": 0.25}, train=True)
     test = build_dataset("eval_dataset", eval_section({**section, "label_noise": 0.25}), train=False)
     clean = build_dataset("train_dataset", section, train=True)
@@ -132,7 +62,7 @@ def test_all_datasets_have_a_case() -> None:
 
 
 def test_svhn_labels_read_ten_as_zero(tmp_path: Path, monkeypatch: Patch) -> None:
-    _write_svhn(tmp_path, monkeypatch)
+    write_svhn(tmp_path, monkeypatch)
     data = build_dataset("train_dataset", {"name": "svhn", "path": str(tmp_path)}, train=True)
     assert data.labels.tolist() == [(i % 10 + 1) % 10 for i in range(1, N + 1)]
 
@@ -159,7 +89,7 @@ def test_digits_are_divided_by_the_seed_but_for_the_validation_images() -> None:
 
 
 def test_validation_images_are_apart_from_those_trained_on_and_not_augmented(tmp_path: Path) -> None:
-    _write_imagefolder(tmp_path, pytest.MonkeyPatch())
+    write_imagefolder(tmp_path, pytest.MonkeyPatch())
     drawn = {"train_subset": 6, "validation": 3, "split_seed": 4}
     section = {"name": "imagefolder", "path": str(tmp_path), "image_size": 40, "augmentation": "basic", **drawn}
     plain = {**section, "augmentation": "none"}
@@ -171,7 +101,7 @@ def test_validation_images_are_apart_from_those_trained_on_and_not_augmented(tmp
 
 
 def test_a_cached_folder_gives_what_an_uncached_one_does(tmp_path: Path) -> None:
-    _write_imagefolder(tmp_path, pytest.MonkeyPatch())
+    write_imagefolder(tmp_path, pytest.MonkeyPatch())
     section = {"name": "imagefolder", "path": str(tmp_path), "image_size": 24, "augmentation": "none"}
     for part in ("train", "test"):
         cached = build_dataset("data", {**section, "cache": True}, train=part == "train")
@@ -199,7 +129,7 @@ def test_a_cached_folder_gives_what_an_uncached_one_does(tmp_path: Path) -> None
 def test_what_composer_adds_to_a_dataset_sees_images_before_they_are_normalised(
     name: str, options: dict[str, Any], stored: type, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    section = _section(name, options, tmp_path, monkeypatch)
+    section = section_of(name, options, tmp_path, monkeypatch)
     data = build_dataset("data", section, train=True)
     assert isinstance(data, tv.VisionDataset) and data in weakref.WeakSet([data])
     shape, seen = data[0][0].shape, list[Any]()
@@ -219,7 +149,7 @@ def test_what_composer_adds_to_a_dataset_sees_images_before_they_are_normalised(
 
 
 def test_cutout_zeroes_a_square(tmp_path: Path, monkeypatch: Patch) -> None:
-    section = _section("cifar10", {"augmentation": "cutout"}, tmp_path, monkeypatch)
+    section = section_of("cifar10", {"augmentation": "cutout"}, tmp_path, monkeypatch)
     data = build_dataset("train_dataset", section, train=True)
     zeros = torch.stack([(data[i][0] == 0).all(0) for i in range(len(data))]).float()
     assert 64 <= float(zeros.sum((1, 2)).min()) <= float(zeros.sum((1, 2)).max()) <= 256
@@ -295,6 +225,6 @@ def test_wrong_dataset(section: dict[str, Any], train: bool, message: str, tmp_p
     ],
 )
 def test_wrong_divisions(options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: Patch) -> None:
-    section = {**_section("cifar10", {}, tmp_path, monkeypatch), **options}
+    section = {**section_of("cifar10", {}, tmp_path, monkeypatch), **options}
     with pytest.raises(RecipeError, match=re.escape(message)):
         build_dataset("data", section, train="evaluate" not in options)

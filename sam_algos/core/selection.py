@@ -183,7 +183,8 @@ def map_tensors(
         if type(value) is dict or not isinstance(value, MutableMapping):
             return items
         changed = copy.copy(value)  # a tokenizer's batch has attributes too
-        changed.update(items)
+        for key, item in items.items():  # Hugging Face's outputs refuse to be updated
+            changed[key] = item
         return changed
     if isinstance(value, (list, tuple)):
         if rows is not None and size is not None and len(value) == size and not any(True for _ in tensors_in(value)):

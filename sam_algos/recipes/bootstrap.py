@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +11,10 @@ from composer import Callback, Evaluator, Logger, State
 from composer.utils import dist
 
 from sam_algos.recipes.check import check_names
-from sam_algos.recipes.datasets import build_dataset, eval_section
+from sam_algos.recipes.datasets import build_dataset, eval_section, has_classes
+from sam_algos.recipes.errors import RecipeError
 from sam_algos.recipes.load import dump_recipe
-from sam_algos.recipes.noise import LabelledImages
+from sam_algos.recipes.noise import Samples
 from sam_algos.recipes.run import Run, build_loader, prepare
 from sam_algos.recipes.schema import Recipe
 
@@ -47,11 +48,11 @@ def trainings(recipe: Recipe, name: str) -> Iterator[Run]:
     """Prepare the trainings of a recipe: one, and one more for each round of ``bootstrap``.
 
     Each starts from an initialisation of its own (`Foret et al., 2021 <https://arxiv.org/abs/2010.01412>`_, section
-    3.3), and all but the first with the labels that the one before predicts on the training images: without
+    3.3), and all but the first with the labels that the one before predicts on the training samples: without
     augmentation, and at the weights that are evaluated. With autoresume each goes on from its latest checkpoint, and
     those that were complete are only asked for their labels again.
 
-    **Cost.** ``bootstrap + 1`` trainings, and after all but the last a forward pass over the training images.
+    **Cost.** ``bootstrap + 1`` trainings, and after all but the last a forward pass over the training samples.
 
     Args:
         recipe (Recipe): A resolved recipe.
@@ -69,6 +70,8 @@ def trainings(recipe: Recipe, name: str) -> Iterator[Run]:
         run.trainer.close()
         return
     check_names(recipe)
+    if not has_classes(recipe.train_dataset):
+        raise RecipeError("bootstrap", f"must be 0 where text has no classes, got {recipe.bootstrap}")
     done: tuple[Relabelling, ...] = ()
     for number in range(recipe.bootstrap + 1):
         last = number == recipe.bootstrap
@@ -84,7 +87,7 @@ def trainings(recipe: Recipe, name: str) -> Iterator[Run]:
 
 
 def relabel(recipe: Recipe, run: Run) -> Relabelling:
-    """Ask a trained network for the labels of the images that it was trained on.
+    """Ask a trained network for the labels of the samples that it was trained on.
 
     Args:
         recipe (Recipe): That of the run.
@@ -112,9 +115,9 @@ def _labels(run: Run) -> torch.Tensor:
     return loader.dataset.labels
 
 
-def _predictions(recipe: Recipe, run: Run, images: LabelledImages) -> torch.Tensor:
-    numbered = replace(images, labels=torch.arange(len(images)))
-    predictions = _Predictions(len(images))
+def _predictions(recipe: Recipe, run: Run, samples: Samples) -> torch.Tensor:
+    numbered = replace(samples, labels=torch.arange(len(samples)))
+    predictions = _Predictions(len(samples))
     size = recipe.global_eval_batch_size or recipe.global_train_batch_size
     loader = build_loader(recipe, numbered, size, train=False)
     run.trainer.state.callbacks.append(predictions)
@@ -130,7 +133,7 @@ class _Predictions(Callback):
         self.labels = torch.full((samples,), -1)
 
     def eval_after_forward(self, state: State, logger: Logger) -> None:
-        _, numbers = state.batch
+        numbers = state.batch["labels"] if isinstance(state.batch, Mapping) else state.batch[1]
         self.labels[numbers.cpu()] = state.outputs.argmax(dim=1).cpu()  # type: ignore[union-attr]
 
     def eval_end(self, state: State, logger: Logger) -> None:

@@ -56,22 +56,26 @@ def optimizers() -> dict[str, Callable[..., torch.optim.Optimizer]]:
     """Composer's and torch's optimizers.
 
     Returns:
-        dict[str, Callable]: By class name. L-BFGS is left out: it re-evaluates the loss in its own step.
+        dict[str, Callable]: By class name. Left out are L-BFGS, which re-evaluates the loss in its own step, and
+            SparseAdam, whose sparse gradients no network of a recipe has.
     """
     found = _classes((torch.optim, composer.optim), torch.optim.Optimizer)
-    return {name: found[name] for name in found if name not in ("Optimizer", "LBFGS")}
+    return {name: found[name] for name in found if name not in ("Optimizer", "LBFGS", "SparseAdam")}
 
 
 def schedulers() -> dict[str, Callable[..., Any]]:
     """Composer's and torch's learning rate schedules.
 
     Returns:
-        dict[str, Callable]: By class name, and by llm-foundry's names.
+        dict[str, Callable]: By class name, and by llm-foundry's names. Left out are those that take functions or other
+            schedules, which YAML has not, and ReduceLROnPlateau, which the Trainer does not tell its metric.
     """
+    bases = ("LRScheduler", "ComposerScheduler")
+    others = ("LambdaLR", "MultiplicativeLR", "ChainedScheduler", "SequentialLR", "ReduceLROnPlateau")
     ours = _classes((composer.optim,), ComposerScheduler)
     found = {**_classes((torch.optim.lr_scheduler,), LRScheduler), **ours}
     found.update({alias: ours[name] for alias, name in _LLM_FOUNDRY.items()})
-    return {name: found[name] for name in found if name not in ("LRScheduler", "ComposerScheduler")}
+    return {name: found[name] for name in found if name not in (*bases, *others)}
 
 
 def callbacks() -> dict[str, Callable[..., Callback]]:

@@ -19,11 +19,11 @@ from sam_algos.recipes.forms import describe
 from sam_algos.recipes.models import models
 
 _HIDDEN = {  # what a recipe has no say in, as the run supplies it
-    "model": ("num_classes", "in_channels"),
+    "model": ("num_classes", "in_channels", "data"),
     "dataset": ("train", "augment"),
     "optimizer": ("params",),
     "scheduler": ("optimizer",),
-    "dataloader": ("dataset", "batch_size", "sampler", "drop_last"),
+    "dataloader": ("dataset", "batch_size", "sampler", "drop_last", "collate_fn"),
 }
 
 _IN_FULL = ("method", "policy", "perturbation", "descent", "samples", "schedule")  # whose whole cards `explain` shows

@@ -10,28 +10,54 @@ from typing import Any
 
 import torch
 import torchvision
-from composer.models import ComposerClassifier
+from composer.models import ComposerClassifier, HuggingFaceModel
 from torch import nn
 
-from sam_algos.recipes.errors import RecipeError
+from sam_algos.recipes.errors import BadArgument, RecipeError
+from sam_algos.recipes.huggingface import TEXT_MODELS, build_text_model
 from sam_algos.recipes.names import arguments_of, construct, lookup
+from sam_algos.recipes.noise import LabelledImages, Samples
+from sam_algos.recipes.texts import TextBlocks
 
 _PYTORCHCV = ("resnet20", "wrn28_10", "pyramidnet110_a270")
 
 
 def models() -> dict[str, Callable[..., nn.Module]]:
-    """The networks by name: torchvision's classifiers, pytorchcv's for CIFAR, and this file's.
+    """The networks by name: torchvision's classifiers, pytorchcv's for CIFAR, this file's, and Hugging Face's.
 
     Returns:
         dict[str, Callable]: Functions of ``num_classes``, of ``in_channels`` where they can be told, and
-        of the arguments in the recipe.
+        of the arguments in the recipe; those of `TEXT_MODELS` of the data instead.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     return {
         **{name: partial(_torchvision, name) for name in names},
         **{name: partial(_pytorchcv, name) for name in _PYTORCHCV},
         **{build.__name__: build for build in (small_cnn, resnet18_cifar, vit_s16)},
+        **TEXT_MODELS,
     }
+
+
+def build_model_for(section: Mapping[str, Any], data: Samples) -> ComposerClassifier | HuggingFaceModel:
+    """Build the network of a recipe for its data.
+
+    Args:
+        section (Mapping[str, Any]): Its name and arguments.
+        data (Samples): What it is trained on.
+
+    Returns:
+        ComposerClassifier | HuggingFaceModel: In training mode.
+
+    Raises:
+        RecipeError: For a wrong name or argument, and if the network does not take the data.
+    """
+    if isinstance(data, LabelledImages):
+        return build_model(section, data[0][0], data.num_classes)
+    factory = lookup("model.name", "model", section["name"], models())
+    if factory not in TEXT_MODELS.values():
+        fits = "hf_causal_lm" if isinstance(data, TextBlocks) else "hf_sequence_classification"
+        raise RecipeError("model.name", f"{section['name']} takes images; train_dataset has text: write {fits}")
+    return build_text_model(section, factory, data)
 
 
 def build_model(section: Mapping[str, Any], sample: torch.Tensor, num_classes: int) -> ComposerClassifier:
@@ -49,6 +75,8 @@ def build_model(section: Mapping[str, Any], sample: torch.Tensor, num_classes: i
         RecipeError: For a wrong name or argument, and if the network does not take `sample`.
     """
     factory = lookup("model.name", "model", section["name"], models())
+    if factory in TEXT_MODELS.values():
+        raise RecipeError("model.name", f"{section['name']} takes text; train_dataset has images")
     supplied: dict[str, Any] = {"num_classes": num_classes}
     if "in_channels" in inspect.signature(factory).parameters:
         supplied["in_channels"] = sample.shape[0]
@@ -123,10 +151,16 @@ def vit_s16(*, num_classes: int, image_size: int = 224, patch_size: int = 16, **
 
 def _torchvision(model: str, /, *, num_classes: int, **options: Any) -> nn.Module:
     if "weights" in options:
-        raise ValueError("weights: networks are trained from scratch; start from a checkpoint with load_path")
+        raise BadArgument("weights", "networks are trained from scratch; start from a checkpoint with load_path")
     if model in ("googlenet", "inception_v3"):  # their auxiliary heads have losses of their own
         options = {"aux_logits": False, "init_weights": True, **options}
-    return torchvision.models.get_model(model, weights=None, num_classes=num_classes, **options)
+    try:
+        return torchvision.models.get_model(model, weights=None, num_classes=num_classes, **options)
+    except TypeError as error:  # as soon as one of its functions gets an argument that is not its own
+        strange = [name for name in options if f"unexpected keyword argument {name!r}" in str(error)]
+        if not strange:
+            raise
+        raise BadArgument(strange[0], f"{model} has no such argument") from error
 
 
 def _pytorchcv(model: str, /, *, num_classes: int, in_channels: int, **options: Any) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +25,14 @@ from sam_algos.recipes.components import (
     callbacks,
     loggers,
 )
-from sam_algos.recipes.datasets import build_dataset, eval_section
+from sam_algos.recipes.datasets import build_dataset, check_alike, eval_section
 from sam_algos.recipes.errors import RecipeError
 from sam_algos.recipes.folders import make_folder, remove_folders
 from sam_algos.recipes.load import dump_recipe
-from sam_algos.recipes.models import build_model
+from sam_algos.recipes.models import build_model_for
 from sam_algos.recipes.names import construct
-from sam_algos.recipes.noise import LabelledImages
+from sam_algos.recipes.noise import Samples
+from sam_algos.recipes.precision import precision_on
 from sam_algos.recipes.progress import Progress
 from sam_algos.recipes.records import MetricsFile, StepTimes, Summary, summarise
 from sam_algos.recipes.schema import Recipe
@@ -133,7 +135,7 @@ def prepare(recipe: Recipe, name: str, labels: torch.Tensor | None = None) -> Ru
     train, test = load_data(recipe)
     train = train if labels is None else replace(train, labels=labels)
     reproducibility.seed_all(recipe.seed)
-    model = build_model(recipe.model, train[0][0], train.num_classes)
+    model = build_model_for(recipe.model, train)
     optimizer = build_optimizer(recipe.optimizer, model.parameters())
     scheduler = build_scheduler(recipe.scheduler, optimizer)
     parts: dict[str, Any] = {
@@ -165,47 +167,46 @@ def _join(recipe: Recipe) -> None:
         raise RecipeError("device", error) from error
 
 
-def load_data(recipe: Recipe) -> tuple[LabelledImages, LabelledImages]:
+def load_data(recipe: Recipe) -> tuple[Samples, Samples]:
     """Open the data of a recipe.
 
     Args:
         recipe (Recipe): A resolved recipe.
 
     Returns:
-        tuple[LabelledImages, LabelledImages]: What is trained on, and what is evaluated on.
+        tuple: What is trained on, and what is evaluated on.
 
     Raises:
         RecipeError: If it is not there, or does not go together.
     """
     train = build_dataset("train_dataset", recipe.train_dataset, train=True)
-    test_section = recipe.eval_dataset or eval_section(recipe.train_dataset)
-    test = build_dataset("eval_dataset", test_section, train=False)
-    if train.num_classes != test.num_classes:
-        classes = f"{test.num_classes} classes, but train_dataset has {train.num_classes}"
-        raise RecipeError("eval_dataset", classes)
+    test = build_dataset("eval_dataset", recipe.eval_dataset or eval_section(recipe.train_dataset), train=False)
+    check_alike(train, test)
     size = recipe.global_train_batch_size
     if size > len(train):
         raise RecipeError("global_train_batch_size", f"{size} is more than the {len(train)} training samples")
     return train, test
 
 
-def build_loader(recipe: Recipe, data: LabelledImages, batch_size: int, *, train: bool) -> DataSpec:
+def build_loader(recipe: Recipe, data: Samples, batch_size: int, *, train: bool) -> DataSpec:
     """The batches of this process: shuffled and all of one size to train on."""
     world = dist.get_world_size()
     if batch_size % world:
-        key = "global_train_batch_size" if train else "global_eval_batch_size"
+        key = f"global_{'train' if train else 'eval'}_batch_size"
         raise RecipeError(key, f"{batch_size} does not divide by the {world} processes")
     sampler = dist.get_sampler(data, shuffle=train, drop_last=train, seed=recipe.seed)
     loader = construct(
         "dataloader", DataLoader, recipe.dataloader,
-        dataset=data, batch_size=batch_size // world, sampler=sampler, drop_last=train,
+        dataset=data, batch_size=batch_size // world, sampler=sampler, drop_last=train, collate_fn=data.collate,
     )  # fmt: skip
     return DataSpec(loader, split_batch=_split)
 
 
 def _split(batch: Any, size: int | float) -> list[Any]:
     """Composer's own function, but for its warning about a last batch that is smaller than the others."""
-    return list(zip(*(part.split(int(size)) for part in batch), strict=True))
+    tensors = batch.values() if isinstance(batch, Mapping) else batch
+    parts = list(zip(*(tensor.split(int(size)) for tensor in tensors), strict=True))
+    return [dict(zip(batch, part, strict=True)) for part in parts] if isinstance(batch, Mapping) else parts
 
 
 def _start(
@@ -215,6 +216,7 @@ def _start(
     folder = Path(recipe.run_folder.format(run_name=recipe.run_name))
     progress = Progress() if recipe.progress_bar else None
     arguments = {key: value for key, value in vars(recipe).items() if key in _TRAINER_ARGUMENTS}
+    arguments["precision"] = precision_on(get_device(recipe.device), recipe.precision)
     arguments["progress_bar"] = False  # ours is a line for each epoch
     arguments["callbacks"] = [*watchers, StepTimes()]
     shown = [] if progress is None else [progress]

@@ -70,7 +70,8 @@ class Recipe:
         dataloader (dict): Arguments of torch's DataLoader, e.g. num_workers.
         eval_interval (int | str): How often to evaluate, besides once at the end. Default: 1ep.
         seed (int): Of weights, data order and augmentation; label noise has its own. Default: 0.
-        precision (str): fp32, amp_bf16, amp_fp16, ... Default: Composer's for the device.
+        precision (str): fp32, amp_bf16, amp_fp16, ..., or amp_bf16_or_fp32: the first where the device has it.
+            Default: Composer's for the device.
         device (str): cpu, gpu, mps, ... Default: a GPU where there is one.
         deterministic_mode (bool): Bitwise reproducible on a GPU, and slower. Default: false.
         parallelism_config (dict): Composer's, e.g. {fsdp: {...}}.
@@ -108,7 +109,7 @@ class Recipe:
     dataloader: dict[str, Any] = field(default_factory=dict)
     eval_interval: Interval = "1ep"
     seed: _Seed = 0
-    precision: Literal["fp32", "amp_bf16", "amp_fp16", "amp_fp8"] | None = None
+    precision: Literal["fp32", "amp_bf16", "amp_fp16", "amp_fp8", "amp_bf16_or_fp32"] | None = None
     device: Literal["cpu", "gpu", "mps", "tpu", "hpu"] | None = None
     deterministic_mode: bool = False
     parallelism_config: dict[str, Any] | None = None

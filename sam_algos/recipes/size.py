@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from composer import Time
 from composer.core import TimeUnit
 
-from sam_algos.recipes.models import build_model
+from sam_algos.recipes.models import build_model_for
 from sam_algos.recipes.run import load_data
 from sam_algos.recipes.schema import Recipe
 
@@ -44,7 +44,7 @@ def size_of(recipe: Recipe) -> Size:
         RecipeError: If the data is not there, or the network does not take it.
     """
     train, test = load_data(recipe)
-    model = build_model(recipe.model, train[0][0], train.num_classes)
+    model = build_model_for(recipe.model, train)
     per_epoch = len(train) // recipe.global_train_batch_size
     duration = Time.from_input(recipe.max_duration, TimeUnit.EPOCH)
     steps = {

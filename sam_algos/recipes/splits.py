@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from sklearn.model_selection import train_test_split
 
+from sam_algos.recipes.errors import BadArgument
+
 Part = Literal["train", "validation", "test"]
 """What is trained on; what choices are made on, of a method's options or a schedule; what tells how good they were."""
-
-
-def check_part(evaluate: str) -> None:
-    """Refuse to evaluate on anything but validation or test images.
-
-    Raises:
-        ValueError: Then.
-    """
-    parts = get_args(Part)[1:]
-    if evaluate not in parts:
-        raise ValueError(f"evaluate {evaluate!r} must be one of {', '.join(parts)}")
 
 
 def divide(
@@ -47,12 +38,12 @@ def divide(
     """
     n = len(labels)
     if type(seed) is not int or not 0 <= seed < 2**32:
-        raise ValueError(f"split_seed must be an integer in [0, 2**32), got {seed!r}")
+        raise BadArgument("split_seed", f"must be an integer in [0, 2**32), got {seed!r}")
     for name, count, least in (("validation", validation, 0), ("train_subset", n if train is None else train, 1)):
         if not least <= count <= n:
-            raise ValueError(f"{name} must be in [{least}, {n}], the size of the training set, got {count}")
+            raise BadArgument(name, f"must be in [{least}, {n}], the size of the training set, got {count}")
     if train is not None and validation + train > n:
-        raise ValueError(f"train_subset must be at most {n - validation} beside {validation} for validation")
+        raise BadArgument("train_subset", f"must be at most {n - validation} beside {validation} for validation")
     rest, aside = _cut(range(n), labels, validation, seed, "validation")
     others = len(rest) - (len(rest) if train is None else train)
     return _cut(rest, labels, others, seed, "train_subset")[0], aside
@@ -67,5 +58,5 @@ def _cut(
     try:
         kept, taken = train_test_split(indices, test_size=count, stratify=labels[list(indices)], random_state=seed)
     except ValueError as error:
-        raise ValueError(f"{name}: cannot keep the classes' shares: {error}") from error
+        raise BadArgument(name, f"cannot keep the classes' shares: {error}") from error
     return list(kept), list(taken)

@@ -62,3 +62,15 @@ def test_samples_are_counted_in_the_first_dimension_of_every_tensor() -> None:
     assert sample_count(batch) == 6
     with pytest.raises(ValueError, match="tensors of 5 and 6 samples"):
         sample_count((X, Y[:5]))
+
+
+class _OnlyItems(dict[str, Any]):
+    """As Hugging Face's outputs are, a mapping that refuses to be updated as a whole."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        raise TypeError("refused")
+
+
+def test_a_mapping_that_refuses_updates_keeps_its_class() -> None:
+    found = Rows(CHOSEN, 6)(_OnlyItems(x=X))
+    assert type(found) is _OnlyItems and same(dict(found), {"x": X[CHOSEN]})

@@ -1,81 +1,20 @@
 from __future__ import annotations
 
-import hashlib
-import pickle
 import re
-import struct
-from collections.abc import Callable
+import weakref
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import scipy.io
 import torch
+from composer.utils.misc import add_vision_dataset_transform
 from PIL import Image
 from torchvision import datasets as tv
 
 from sam_algos.recipes import RecipeError
 from sam_algos.recipes.datasets import DATASETS, build_dataset, eval_section
+from tests.recipes.image_files import N, Patch, section_of, write_imagefolder, write_svhn
 
-N = 12  # images in each file
-Patch = pytest.MonkeyPatch
-
-
-def _pixels(shape: tuple[int, ...]) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
-def _write_cifar(root: Path, patch: Patch, dataset: Any, label_key: str, meta_key: str, classes: int) -> None:
-    folder = root / dataset.base_folder
-    folder.mkdir()
-
-    def write(name: str, content: dict[str, Any]) -> str:
-        (folder / name).write_bytes(pickle.dumps(content))
-        return hashlib.md5((folder / name).read_bytes()).hexdigest()
-
-    entry = {"data": _pixels((N, 3072)), label_key: [i % classes for i in range(N)]}
-    for kind in ("train_list", "test_list"):
-        patch.setattr(dataset, kind, [[name, write(name, entry)] for name, _ in getattr(dataset, kind)])
-    name = dataset.meta["filename"]
-    digest = write(name, {meta_key: [str(i) for i in range(classes)]})
-    patch.setattr(dataset, "meta", {"filename": name, "key": meta_key, "md5": digest})
-
-
-def _write_svhn(root: Path, patch: Patch) -> None:
-    split_list = {}
-    for split, (url, name, _) in tv.SVHN.split_list.items():
-        labels = np.arange(1, N + 1, dtype=np.uint8).reshape(-1, 1) % 10 + 1  # the files write 10 for 0
-        scipy.io.savemat(root / name, {"X": _pixels((32, 32, 3, N)), "y": labels})
-        split_list[split] = [url, name, hashlib.md5((root / name).read_bytes()).hexdigest()]
-    patch.setattr(tv.SVHN, "split_list", split_list)
-
-
-def _write_fashion_mnist(root: Path, patch: Patch) -> None:
-    folder = root / "FashionMNIST" / "raw"
-    folder.mkdir(parents=True)
-    for part in ("train", "t10k"):
-        images = struct.pack(">4i", 0x803, N, 28, 28) + _pixels((N, 28, 28)).tobytes()
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(images)
-        labels = struct.pack(">2i", 0x801, N) + bytes(i % 10 for i in range(N))
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(labels)
-
-
-def _write_imagefolder(root: Path, patch: Patch) -> None:
-    for split in ("train", "val"):
-        for index in range(N):
-            path = root / split / "abc"[index % 3] / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(_pixels((40, 50, 3))).save(path)
-
-
-WRITERS: dict[str, Callable[[Path, Patch], None]] = {
-    "cifar10": lambda root, patch: _write_cifar(root, patch, tv.CIFAR10, "labels", "label_names", 10),
-    "cifar100": lambda root, patch: _write_cifar(root, patch, tv.CIFAR100, "fine_labels", "fine_label_names", 100),
-    "svhn": _write_svhn,
-    "fashion_mnist": _write_fashion_mnist,
-    "imagefolder": _write_imagefolder,
-}
 # name, options -> training samples, test samples, image shape, classes
 CASES: list[tuple[str, dict[str, Any], int, int, tuple[int, ...], int]] = [
     ("digits", {}, 1077, 360, (1, 8, 8), 10),
@@ -96,20 +35,13 @@ CASES: list[tuple[str, dict[str, Any], int, int, tuple[int, ...], int]] = [
 ]
 
 
-def _section(name: str, options: dict[str, Any], root: Path, patch: Patch) -> dict[str, Any]:
-    if name not in WRITERS:
-        return {"name": name, **options}
-    WRITERS[name](root, patch)
-    return {"name": name, "path": str(root), **options}
-
-
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")  # torchvision's
 @pytest.mark.parametrize(("name", "options", "n_train", "n_test", "shape", "classes"), CASES)
 def test_every_dataset(
     name: str, options: dict[str, Any], n_train: int, n_test: int, shape: tuple[int, ...], classes: int,
     tmp_path: Path, monkeypatch: Patch,
 ) -> None:  # fmt: skip
-    section = _section(name, options, tmp_path, monkeypatch)
+    section = section_of(name, options, tmp_path, monkeypatch)
     train = build_dataset("train_dataset", {**section, "label_noise": 0.25}, train=True)
     test = build_dataset("eval_dataset", eval_section({**section, "label_noise": 0.25}), train=False)
     clean = build_dataset("train_dataset", section, train=True)
@@ -125,11 +57,12 @@ def test_every_dataset(
 
 
 def test_all_datasets_have_a_case() -> None:
-    assert {case[0] for case in CASES} == set(DATASETS)
+    texts = {"python_docs", "python_topics", "text_file", "text_table"}  # in test_texts.py
+    assert {case[0] for case in CASES} == set(DATASETS) - texts
 
 
 def test_svhn_labels_read_ten_as_zero(tmp_path: Path, monkeypatch: Patch) -> None:
-    _write_svhn(tmp_path, monkeypatch)
+    write_svhn(tmp_path, monkeypatch)
     data = build_dataset("train_dataset", {"name": "svhn", "path": str(tmp_path)}, train=True)
     assert data.labels.tolist() == [(i % 10 + 1) % 10 for i in range(1, N + 1)]
 
@@ -156,7 +89,7 @@ def test_digits_are_divided_by_the_seed_but_for_the_validation_images() -> None:
 
 
 def test_validation_images_are_apart_from_those_trained_on_and_not_augmented(tmp_path: Path) -> None:
-    _write_imagefolder(tmp_path, pytest.MonkeyPatch())
+    write_imagefolder(tmp_path, pytest.MonkeyPatch())
     drawn = {"train_subset": 6, "validation": 3, "split_seed": 4}
     section = {"name": "imagefolder", "path": str(tmp_path), "image_size": 40, "augmentation": "basic", **drawn}
     plain = {**section, "augmentation": "none"}
@@ -168,7 +101,7 @@ def test_validation_images_are_apart_from_those_trained_on_and_not_augmented(tmp
 
 
 def test_a_cached_folder_gives_what_an_uncached_one_does(tmp_path: Path) -> None:
-    _write_imagefolder(tmp_path, pytest.MonkeyPatch())
+    write_imagefolder(tmp_path, pytest.MonkeyPatch())
     section = {"name": "imagefolder", "path": str(tmp_path), "image_size": 24, "augmentation": "none"}
     for part in ("train", "test"):
         cached = build_dataset("data", {**section, "cache": True}, train=part == "train")
@@ -181,8 +114,42 @@ def test_a_cached_folder_gives_what_an_uncached_one_does(tmp_path: Path) -> None
     assert again[0][0].shape == (3, 24, 24)
 
 
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")  # torchvision's
+@pytest.mark.parametrize(
+    ("name", "options", "stored"),
+    [
+        ("digits", {}, torch.Tensor),
+        ("cifar10", {"augmentation": "cutout"}, Image.Image),
+        ("svhn", {}, Image.Image),
+        ("fashion_mnist", {"rgb": True}, Image.Image),
+        ("imagefolder", {"image_size": 8}, Image.Image),
+        ("imagefolder", {"image_size": 8, "augmentation": "none", "cache": True}, torch.Tensor),
+    ],
+)
+def test_what_composer_adds_to_a_dataset_sees_images_before_they_are_normalised(
+    name: str, options: dict[str, Any], stored: type, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    section = section_of(name, options, tmp_path, monkeypatch)
+    data = build_dataset("data", section, train=True)
+    assert isinstance(data, tv.VisionDataset) and data in weakref.WeakSet([data])
+    shape, seen = data[0][0].shape, list[Any]()
+
+    def black(image: Any) -> Any:
+        seen.append(image)
+        return image * 0 if isinstance(image, torch.Tensor) else Image.new(image.mode, image.size)
+
+    add_vision_dataset_transform(data, black, is_tensor_transform=False)
+    image, _ = data[0]
+    assert isinstance(seen[0], stored) and (image.shape, image.dtype) == (shape, torch.float32)
+    if stored is torch.Tensor:
+        assert seen[0].min() >= 0
+    assert image.max() <= 0  # black is below the mean, and zero where there is a hole
+    other = build_dataset("data", section, train=False)
+    assert other[0][0].max() > 0 and len(seen) == 1
+
+
 def test_cutout_zeroes_a_square(tmp_path: Path, monkeypatch: Patch) -> None:
-    section = _section("cifar10", {"augmentation": "cutout"}, tmp_path, monkeypatch)
+    section = section_of("cifar10", {"augmentation": "cutout"}, tmp_path, monkeypatch)
     data = build_dataset("train_dataset", section, train=True)
     zeros = torch.stack([(data[i][0] == 0).all(0) for i in range(len(data))]).float()
     assert 64 <= float(zeros.sum((1, 2)).min()) <= float(zeros.sum((1, 2)).max()) <= 256
@@ -205,9 +172,9 @@ def test_cutout_zeroes_a_square(tmp_path: Path, monkeypatch: Patch) -> None:
         (
             {"name": "cifar10", "path": ".", "augmentation": "cutuot"},
             True,
-            "data.augmentation: augmentation 'cutuot'",
+            "data.augmentation: must be one of 'none', 'basic', 'cutout', 'autoaugment', got 'cutuot'",
         ),
-        ({"name": "cifar10", "path": 3}, True, "data.path: 3 is not of type str"),
+        ({"name": "cifar10", "path": 3}, True, "data.path: must be text, got 3"),
         (
             {"name": "digits", "lable_noise": 0.4},
             True,
@@ -216,16 +183,28 @@ def test_cutout_zeroes_a_square(tmp_path: Path, monkeypatch: Patch) -> None:
         (
             {"name": "digits", "label_noise": 1.0},
             True,
-            "data.label_noise: label_noise must be in [0, 1), got 1.0",
+            "data.label_noise: must be a number in [0, 1), got 1.0",
         ),
-        ({"name": "digits", "label_noise": "much"}, True, "data.label_noise: 'much' is not of type float"),
-        ({"name": "digits", "noise_seed": 0.5}, True, "data.noise_seed: 0.5 is not of type int"),
-        ({"name": "digits", "label_noise": 0.4}, False, "data.label_noise: label_noise is for training data"),
+        ({"name": "digits", "label_noise": "much"}, True, "data.label_noise: must be a number in [0, 1), got 'much'"),
+        ({"name": "digits", "noise_seed": 0.5}, True, "data.noise_seed: must be an integer, got 0.5"),
+        ({"name": "digits", "label_noise": 0.4}, False, "data.label_noise: is for training data"),
         ({"name": "digits", "train": False}, True, "data: unknown argument 'train'"),
         ({"name": "digits", "part": "test"}, True, "data: unknown argument 'part'"),
-        ({"name": "digits", "evaluate": "train"}, False, "evaluate 'train' must be one of validation, test"),
-        ({"name": "imagefolder", "path": ".", "augmentation": "basik"}, True, "'basik' must be one of imagenet, none"),
-        ({"name": "imagefolder", "path": ".", "cache": True}, True, "cache must be false with augmentation 'imagenet'"),
+        (
+            {"name": "digits", "evaluate": "train"},
+            False,
+            "data.evaluate: must be one of 'test', 'validation', got 'train'",
+        ),
+        (
+            {"name": "imagefolder", "path": ".", "augmentation": "basik"},
+            True,
+            "data.augmentation: must be one of 'none', 'basic'",
+        ),
+        (
+            {"name": "imagefolder", "path": ".", "cache": True},
+            True,
+            "data.cache: must be false with augmentation 'imagenet'",
+        ),
     ],
 )
 def test_wrong_dataset(section: dict[str, Any], train: bool, message: str, tmp_path: Path, monkeypatch: Patch) -> None:
@@ -238,14 +217,14 @@ def test_wrong_dataset(section: dict[str, Any], train: bool, message: str, tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"evaluate": "validation"}, "evaluate: there are no validation images"),
-        ({"validation": 61}, "validation must be in [0, 60], the size of the training set, got 61"),
-        ({"train_subset": 0}, "train_subset must be in [1, 60], the size of the training set, got 0"),
-        ({"train_subset": 50, "validation": 20}, "train_subset must be at most 40 beside 20 for validation"),
-        ({"validation": 4}, "validation: cannot keep the classes' shares"),
+        ({"evaluate": "validation"}, "data.evaluate: there are no validation samples"),
+        ({"validation": 61}, "data.validation: must be in [0, 60], the size of the training set, got 61"),
+        ({"train_subset": 0}, "data.train_subset: must be in [1, 60], the size of the training set, got 0"),
+        ({"train_subset": 50, "validation": 20}, "data.train_subset: must be at most 40 beside 20 for validation"),
+        ({"validation": 4}, "data.validation: cannot keep the classes' shares"),
     ],
 )
 def test_wrong_divisions(options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: Patch) -> None:
-    section = {**_section("cifar10", {}, tmp_path, monkeypatch), **options}
+    section = {**section_of("cifar10", {}, tmp_path, monkeypatch), **options}
     with pytest.raises(RecipeError, match=re.escape(message)):
         build_dataset("data", section, train="evaluate" not in options)

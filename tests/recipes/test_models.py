@@ -89,7 +89,7 @@ def test_small_cnn_has_batchnorm() -> None:
         ({"name": "small_cnn", "widht": 3}, DIGIT, "model: unknown argument 'widht'; did you mean 'width'?"),
         ({"name": "small_cnn", "width": 0}, DIGIT, "model"),
         ({"name": "small_cnn", "num_classes": 3}, DIGIT, "model: unknown argument 'num_classes'"),
-        ({"name": "resnet18", "depth": 3}, RGB, "model.depth: "),
+        ({"name": "resnet18", "depth": 3}, RGB, "model.depth: resnet18 has no such argument"),
         (
             {"name": "resnet18", "weights": "DEFAULT"},
             RGB,

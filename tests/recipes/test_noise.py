@@ -42,5 +42,5 @@ def test_seed_changes_the_draw_and_images_stay() -> None:
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 1.5, float("nan")])
 def test_fraction_out_of_range(fraction: float) -> None:
-    with pytest.raises(ValueError, match=r"label_noise must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\), got"):
         flip_labels(clean(10, 2), fraction, seed=0)

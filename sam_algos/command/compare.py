@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam_algos.command.arguments import add_json, add_recipe, add_traceback
 from sam_algos.command.ending import rank
 from sam_algos.command.train import train
 
@@ -35,12 +36,11 @@ def epilog() -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with the package")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what to change in it, for every method")
+    add_recipe(parser, what="what to change in it, for every method")
     parser.add_argument("--methods", help="separated by commas; default: the recipe's optimizer alone, and aesam")
     parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="trainings of each method; default: 1")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--traceback", action="store_true", help="show where in the code something fails")
+    add_json(parser)
+    add_traceback(parser)
 
 
 def run(args: argparse.Namespace) -> int:

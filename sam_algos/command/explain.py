@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from sam_algos.command.arguments import add_json
 from sam_algos.command.cards import plain
 
 _GROUPS = ("method", "policy", "perturbation", "descent", "samples", "schedule", "algorithm")
@@ -18,7 +19,7 @@ def epilog() -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("name", metavar="METHOD", help="a method, one of the parts, or one of Composer's algorithms")
-    parser.add_argument("--json", action="store_true", help="print arguments, ranges and defaults as JSON")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 
+from sam_algos.command.arguments import add_json
 from sam_algos.command.cards import plain
 
 _AXES = ("policy", "perturbation", "descent", "samples", "schedule")
@@ -32,7 +33,7 @@ def epilog() -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("what", nargs="?", choices=_GROUPS, help="a line for each of these; default: all names")
-    parser.add_argument("--json", action="store_true", help="print names, or names with what they are, as JSON")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from sam_algos.command.arguments import add_json, add_recipe, add_traceback
+
 _EXAMPLES = """\
 examples:
   sam-algos show digits/sam
@@ -19,10 +21,9 @@ def epilog() -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with the package")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what to change in it")
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
-    parser.add_argument("--traceback", action="store_true", help="show where in the code something fails")
+    add_recipe(parser)
+    add_json(parser)
+    add_traceback(parser)
 
 
 def run(args: argparse.Namespace) -> int:

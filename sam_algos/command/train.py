@@ -8,6 +8,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from sam_algos.command.arguments import add_json, add_recipe, add_traceback
 from sam_algos.command.ending import rank, running
 
 if TYPE_CHECKING:
@@ -36,10 +37,9 @@ def epilog() -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with the package")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what to change in it")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--traceback", action="store_true", help="show where in the code something fails")
+    add_recipe(parser)
+    add_json(parser)
+    add_traceback(parser)
 
 
 def run(args: argparse.Namespace) -> int:

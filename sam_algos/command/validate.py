@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from sam_algos.command.arguments import add_json, add_recipe
+
 _EXAMPLES = """\
 examples:
   sam-algos validate mine.yaml max_duration=20ep
@@ -22,9 +24,8 @@ def epilog() -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with the package")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what to change in it")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_recipe(parser)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sam_algos import train
 from sam_algos.recipes.components import algorithms
-from tests.command.test_train import Capture
+from tests.command.running import Capture
 from tests.recipes.test_components import COMPOSERS
 from tests.recipes.writing import Write
 

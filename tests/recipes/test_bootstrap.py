@@ -18,7 +18,7 @@ from sam_algos.recipes.bootstrap import trainings
 from sam_algos.recipes.datasets import build_dataset
 from sam_algos.recipes.models import build_model
 from sam_algos.recipes.run import Run, prepare
-from tests.command.test_train import Capture, lines, refused
+from tests.command.running import Capture, lines, refused
 from tests.recipes.writing import Write
 
 NOISY = ["train_dataset.label_noise=0.4", "bootstrap=1", "run_name=twice"]

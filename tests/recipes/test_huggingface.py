@@ -18,7 +18,7 @@ from sam_algos.recipes.datasets import build_dataset
 from sam_algos.recipes.models import build_model_for
 from sam_algos.recipes.run import prepare
 from sam_algos.recipes.texts import LabelledTexts, TextBlocks, Vocabulary, blocks_of
-from tests.command.test_train import Capture, lines, metrics, refused
+from tests.command.running import Capture, lines, metrics, refused
 from tests.recipes.test_algorithms import BLOCKS, COMMON, PASSAGES
 from tests.recipes.writing import Write
 

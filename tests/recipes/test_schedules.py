@@ -10,7 +10,7 @@ import torch
 
 from sam_algos import train
 from sam_algos.recipes.components import optimizers, schedulers
-from tests.command.test_train import Capture
+from tests.command.running import Capture
 from tests.recipes.writing import Write
 
 NEEDED: dict[str, dict[str, Any]] = {

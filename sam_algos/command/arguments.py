@@ -1,0 +1,21 @@
+"""Arguments that several commands take."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_recipe(parser: argparse.ArgumentParser, *, what: str = "what to change in it") -> None:
+    """Add the recipe and its overrides."""
+    parser.add_argument("recipe", help="a YAML file, or the name of a recipe that comes with the package")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=what)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of how the result is printed."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_traceback(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of what is shown where something fails."""
+    parser.add_argument("--traceback", action="store_true", help="show where in the code something fails")

@@ -1,0 +1,111 @@
+"""How a training ends that does not end well, and what it says meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import io
+import re
+from pathlib import Path
+
+import pytest
+from composer import Trainer
+
+from sam_algos import train
+from sam_algos.recipes.records import StepTimes
+from tests.command.running import Capture, fails
+from tests.recipes.writing import Write
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(130), 130), (SystemExit(143), 143)])
+def test_interrupt_says_where_the_files_are(
+    write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch, stop: BaseException, code: int
+) -> None:
+    def fit(self: Trainer) -> None:
+        raise stop
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    assert train.main([str(write()), "run_name=short"]) == code
+    assert capsys.readouterr().err == "interrupted; no step was taken, and no file is left\n"
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_interrupt_after_a_step_says_where_the_files_are(
+    write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepTimes, "batch_end", fails(KeyboardInterrupt()))
+    assert train.main([str(write()), "run_name=short"]) == 130
+    assert capsys.readouterr().err == "interrupted; checkpoint: -, log: runs/short/metrics.jsonl\n"
+    assert Path("runs/short/metrics.jsonl").is_file()
+
+
+def test_an_interrupt_while_the_trainer_is_made_leaves_nothing(
+    write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sam_algos.recipes.run.Trainer", fails(KeyboardInterrupt()))
+    assert train.main([str(write())]) == 130
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.jsonl"),
+            "error: no space is left on the disk for x.jsonl",
+        ),
+        (
+            RuntimeError("PytorchStreamWriter failed writing file data/0"),
+            "error: a checkpoint could not be written; is",
+        ),
+    ],
+)
+def test_a_full_disk_is_named(
+    write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    monkeypatch.setattr(StepTimes, "batch_end", fails(error))
+    assert train.main([str(write()), "run_name=short"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(message)
+    assert err.endswith("; checkpoint: -, log: runs/short/metrics.jsonl\n")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_taken_away(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    argv = [str(write()), "progress_bar=true", "global_train_batch_size=360"]
+    assert train.main([*argv, "run_name=whole"]) == 0
+    assert "epoch 1/1:" in terminal.getvalue() and "step/s" in terminal.getvalue()
+    assert re.search(r"\r +\repoch 1/1  loss [^\r]+ s\n$", terminal.getvalue())  # the line stands alone
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    monkeypatch.setattr(StepTimes, "batch_end", fails(RuntimeError("diverged")))
+    assert train.main([*argv, "run_name=stopped"]) == 1
+    assert re.search(r"\r +\rerror: RuntimeError: diverged [^\r]+\n$", terminal.getvalue())
+
+
+def test_other_exits_of_training_pass(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "fit", fails(SystemExit(1)))
+    with pytest.raises(SystemExit):
+        train.main([str(write())])
+
+
+def test_training_that_fails_is_one_line(write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "fit", fails(RuntimeError("diverged\nhere")))
+    assert train.main([str(write()), "run_name=short"]) == 1
+    assert capsys.readouterr().err == (
+        "error: RuntimeError: diverged (--traceback shows where); no step was taken, and no file is left\n"
+    )
+    with pytest.raises(RuntimeError, match="diverged"):
+        train.main([str(write()), "run_name=long", "--traceback"])
+
+
+def test_interrupt_while_preparing(write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sam_algos.recipes.load_recipe", load)
+    assert train.main([str(write())]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

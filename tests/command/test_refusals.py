@@ -1,0 +1,146 @@
+"""What is wrong with a recipe or an argument: one line, and nothing is left."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sam_algos import train
+from tests.command.running import Capture, refused
+from tests.recipes.writing import Write
+
+WRONG = {
+    "max_duraton=1ep": "error: max_duraton=1ep: unknown key 'max_duraton'; did you mean 'max_duration'?",
+    "max_duration=soon": "error: max_duration: must be a duration > 0, e.g. 20ep or 4000ba, got 'soon'",
+    "max_duration=0ep": "error: max_duration: must be a duration > 0, e.g. 20ep or 4000ba, got '0ep'",
+    "eval_interval=often": "error: eval_interval: must be a duration > 0, e.g. 1ep, 100ba or 0.1dur, got 'often'",
+    "save_interval=-1ep": "error: save_interval: must be a duration > 0, e.g. 1ep, 100ba or 0.1dur, got '-1ep'",
+    "precision=fp33": (
+        "error: precision: must be one of 'fp32', 'amp_bf16', 'amp_fp16', 'amp_fp8', 'amp_bf16_or_fp32', "
+        "or null, got 'fp33'; 
+        "did you mean 'fp32'?\n"
+    ),
+    "precision=amp_fp16": "error: recipe: ",
+    "device=gpuu": "error: device: ",
+    "device_train_microbatch_size=auto": "error: recipe: ",
+    "device_train_microbatch_size=many": "error: ",
+    "load_path=nothing.pt": "error: load_path: no such file: nothing.pt",
+    "autoresume=true": "error: autoresume: needs a run_name and a save_folder to go on from",
+    "model.name=small_cn": "error: model.name: unknown model 'small_cn'; did you mean 'small_cnn'?",
+    "model.name=resnet18": "error: model: resnet18 does not take 1x8x8 images",
+    "train_dataset.name=digit": "error: train_dataset.name: unknown dataset 'digit'; did you mean 'digits'?",
+    "train_dataset.label_noise=2": "error: train_dataset.label_noise: ",
+    "optimizer.name=sdg": "error: optimizer.name: unknown optimizer 'sdg'; did you mean 'SGD'?",
+    "scheduler.name=cosin": "error: scheduler.name: unknown scheduler 'cosin'; did you mean 'cosine'?",
+    "algorithms.aesm.rho=1": "error: algorithms.aesm: unknown algorithm 'aesm'; did you mean 'aesam'?",
+    "algorithms.aesam.rho=0": "error: algorithms.aesam.rho: ",
+    "algorithms.aesam.rho=-0.1": "error: algorithms.aesam.rho: ",
+    "algorithms.aesam.rho=big": "error: algorithms.aesam.rho: ",
+    "algorithms.aesam.rh=1": "error: algorithms.aesam: unknown argument 'rh'; did you mean 'rho'?",
+    "algorithms={sam: {}, asam: {}}": "error: algorithms: sam and asam cannot be combined",
+    "algorithms.stochastic_depth.target_layer_name=Nothing": "error: ",
+    "callbacks.lr_monitr={}": "error: callbacks.lr_monitr: unknown callback 'lr_monitr'",
+    "loggers.wanbd={}": "error: loggers.wanbd: unknown logger 'wanbd'; did you mean 'WandBLogger'?",
+    "global_train_batch_size=1078": "error: global_train_batch_size: 1078 is more than the 1077",
+    "global_train_batch_size=many": "error: global_train_batch_size: ",
+    "dataloader.num_worker=2": "error: dataloader: unknown argument 'num_worker'; did you mean",
+    "dataloader.num_workers=-1": "error: dataloader: ",
+    "run_folder=runs/{nme}": "error: run_folder: cannot fill in 'runs/{nme}'",
+    "run_folder=runs/{run_name": "error: run_folder: cannot fill in 'runs/{run_name'",
+    "run_folder=/dev/null/x": "error: run_folder: ",
+    "seed=-1": "error: seed: must be an integer in [0, 2**32), got -1",
+    "eval_dataset={name: cifar10, path: nowhere}": "error: eval_dataset.path: no folder 'nowhere'",
+    "train_dataset={name: digits, evaluate: validation} eval_dataset={name: digits}": (
+        "error: train_dataset.evaluate: must be left out where eval_dataset says what to evaluate on"
+    ),
+    "train_dataset.split_seed=-1": "error: train_dataset.split_seed: ",
+    "seed=1e3": "error: seed: must be an integer in [0, 2**32), got 1000.0; write 1000",
+    "optimizer.lr=abc": "error: optimizer.lr: must be a number, got 'abc'",
+    "optimizer.momentum=.nan": "error: optimizer.momentum: must be a number, got nan",
+    "optimizer.lr=.inf": "error: optimizer.lr: must be finite, got inf",
+    "dist_timeout=-5": "error: dist_timeout: must be a finite number > 0, got -5",
+    "algorithms=aesam": (
+        "error: algorithms: must map each algorithm's name to its arguments, got 'aesam'; write algorithms.aesam={}"
+    ),
+    "algorithms=[aesam]": "error: algorithms: must map each algorithm's name to its arguments, got ['aesam']",
+    "algorithms.aesam=0.1": "error: algorithms.aesam: 0.1 is not a mapping of arguments; write algorithms.aesam={}",
+    "algorithms.aesam.name=foo": "error: algorithms.aesam: unknown argument 'name'",
+    "callbacks.early_stopper={monitor: x, dataloader_label: evil}": (
+        "error: callbacks.early_stopper.dataloader_label: unknown label 'evil'; did you mean 'eval'?"
+    ),
+    "method=aesm": "error: method: unknown method 'aesm'; did you mean 'aesam'?",
+    "no_equals": "error: no_equals: not an override: write key=value",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_wrong_input_is_one_line_and_leaves_nothing(write: Write, capsys: Capture, override: str) -> None:
+    overrides = re.split(r" (?=\w+_dataset)", override)
+    refused([str(write()), *overrides], capsys, WRONG[override])
+
+
+def test_missing_and_malformed_recipes(write: Write, capsys: Capture) -> None:
+    refused(["none.yaml"], capsys, "error: none.yaml: no such recipe; those that come with the package: cifar10/")
+    path = write("model: [1\n")
+    refused([str(path)], capsys, f"error: {path}: not YAML: line 2: ")
+
+
+def test_an_existing_run_is_not_overwritten(write: Write, capsys: Capture) -> None:
+    kept = Path("runs/mine/notes.txt")
+    kept.parent.mkdir(parents=True)
+    kept.write_text("keep")
+    assert train.main([str(write()), "run_name=mine"]) == 2
+    assert capsys.readouterr().err.startswith("error: run_name: runs/mine exists; take another name")
+    assert train.main([str(write()), "run_name=new", "precision=amp_fp16"]) == 2
+    assert [path for path in Path("runs").rglob("*") if path.is_file()] == [kept]
+    assert not Path("runs/new").exists()
+
+
+@pytest.mark.parametrize("text", ["not a checkpoint", ""])
+def test_a_checkpoint_that_is_none(write: Write, capsys: Capture, tmp_path: Path, text: str) -> None:
+    (tmp_path / "some.pt").write_text(text)
+    refused([str(write()), "load_path=../some.pt"], capsys, "error: load_path: ../some.pt is no checkpoint: ")
+
+
+def test_only_one_process_speaks(write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    assert train.main([str(write()), "max_duraton=1ep"]) == 2
+    assert capsys.readouterr().err == ""
+    assert waited == [3]
+
+
+def test_traceback_is_there_for_those_who_ask(write: Write) -> None:
+    with pytest.raises(ValueError, match="aesam"):
+        train.main(["--traceback", str(write()), "algorithms.aesam.rho=0"])
+
+
+def test_help_and_errors_need_neither_torch_nor_composer() -> None:
+    code = (
+        "import sys; from sam_algos.train import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert main(['none.yaml']) == 2\n"
+        "assert main(['digits', 'algorithms.aesam.rho=0']) == 2\n"
+        "assert not {'torch', 'composer', 'torchvision'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "algorithms.aesam.rho=0.1" in done.stdout
+    assert "global_train_batch_size (int)" in done.stdout
+    first, second = done.stderr.splitlines()
+    assert first.startswith("error: none.yaml: no such recipe; ")
+    assert second.startswith("error: algorithms.aesam.rho: must be a finite number > 0, or a schedule")
+
+
+def test_recipe_is_required(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as end:
+        train.main([])
+    assert end.value.code == 2
+    assert "the following arguments are required: recipe" in capsys.readouterr().err

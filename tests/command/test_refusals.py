@@ -22,8 +22,7 @@ WRONG = {
     "save_interval=-1ep": "error: save_interval: must be a duration > 0, e.g. 1ep, 100ba or 0.1dur, got '-1ep'",
     "precision=fp33": (
         "error: precision: must be one of 'fp32', 'amp_bf16', 'amp_fp16', 'amp_fp8', 'amp_bf16_or_fp32', "
-        "or null, got 'fp33'; 
-        "did you mean 'fp32'?\n"
+        "or null, got 'fp33'; did you mean 'fp32'?\n"
     ),
     "precision=amp_fp16": "error: recipe: ",
     "device=gpuu": "error: device: ",

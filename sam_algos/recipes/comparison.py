@@ -131,10 +131,10 @@ def _draw_decisions(axis: Any, run: Result) -> None:
     share = len(sharp) / len(steps)
     axis.plot(*_columns(sharp, "sam/statistic"), ".", ms=4, color="C3", label=f"sharp steps ({100 * share:.0f} %)")
     positive = [line["sam/statistic"] for line in steps if line["sam/statistic"] > 0]
-    if len(positive) == len(steps):  # squared norms span decades; their logarithm, which a target compares, does not
+    if len(positive) == len(steps) and max(positive) > 10 * min(positive):
         axis.set_yscale("log")
         axis.set_ylim(min(positive) / 2, max(positive) * 2)
-    axis.set(xlabel="step", ylabel="squared gradient norm", title=f"What {run.method} decided")
+    axis.set(xlabel="step", ylabel="‖g‖², or its logarithm for a target", title=f"What {run.method} decided")
     axis.legend()
 
 

@@ -38,15 +38,22 @@ RECIPE: dict[str, Any] = {
 }
 
 # Others reach for a network, a window or a server.
-QUIET = {
-    "callback": ("LRMonitor", "NaNMonitor", "SpeedMonitor", "EarlyStopper", "ThresholdStopper", "OptimizerMonitor")
-}
+QUIET = ("LRMonitor", "NaNMonitor", "SpeedMonitor", "EarlyStopper", "ThresholdStopper", "OptimizerMonitor")
+
+SECTIONS = [
+    ("optimizer", "optimizer"),
+    ("scheduler", "scheduler"),
+    ("model", "model"),
+    ("train_dataset", "dataset"),
+    ("eval_dataset", "dataset"),
+]
+SMALL = ("small_cnn", "hf_causal_lm", "hf_sequence_classification")
 
 VALUES = [
     None, True, False, -1, 0, 1, 2, 3, 0.0, 0.5, -0.5, 1e-3, 1e3, float("nan"), float("inf"), "", " ", "x", "sgd",
     "1ep", "2ba", "0ba", "-1ba", "1dur", "${seed}", "${", "${nothing}", "{run_name}", "{", "???", "auto",
     "sam", "cpu", "fp32", "a\nb", "é\0", "0x1f", "1_000", "~", "yes", "2020-01-01",
-    [], [1], {}, {"name": "x"}, {"name": "linear"}, {1: 2}, {"": {}},
+    [], [1], {}, {"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 4}, {"name": "x"}, {"name": "linear"}, {1: 2}, {"": {}},
 ]  # fmt: skip
 
 
@@ -89,15 +96,15 @@ def mutated(dice: random.Random) -> dict[str, Any]:
             text = str(key)
             inner[text[: (at := dice.randrange(len(text) + 1))] + dice.choice("axz_. ") + text[at:]] = inner.pop(key)
         elif kind == 3:
-            section, group = dice.choice([("optimizer", "optimizer"), ("scheduler", "scheduler"), ("model", "model")])
-            name = dice.choice(sorted(groups[group])) if group != "model" else "small_cnn"
+            section, group = dice.choice(SECTIONS)
+            name = dice.choice(sorted(groups[group])) if group != "model" else dice.choice(SMALL)
             tree[section] = {"name": name, **arguments(groups[group][name], dice)}
         elif kind == 4:
             name = dice.choice(sorted(groups["algorithm"]))
             tree["method"] = dice.choice([None, tree.get("method")])
             tree["algorithms"] = {name: arguments(groups["algorithm"][name], dice)}
         else:
-            name = dice.choice(QUIET["callback"])
+            name = dice.choice(QUIET)
             tree["callbacks"] = {name: arguments(groups["callback"][name], dice)}
     return tree
 

@@ -233,12 +233,3 @@ def test_without_transformers_the_extra_is_named(blocks: TextBlocks, monkeypatch
         RecipeError, match=re.escape("model: Hugging Face's transformers is not installed: pip install")
     ):
         build(blocks, "hf_causal_lm", config=GPT2)
-
-
-@pytest.mark.parametrize("name", ["text/causal_lm", "text/classification"])
-def test_the_shipped_recipes_train(name: str, write: Write, capsys: Capture) -> None:
-    write()
-    argv = [name, "max_duration=2ba", "global_train_batch_size=4", "global_eval_batch_size=300", "save_folder=null"]
-    assert train.main([*argv, "method=aesam", "progress_bar=false", "--traceback"]) == 0
-    score = {"text/causal_lm": "test perplexity", "text/classification": "clean test accuracy"}[name]
-    assert float(lines(capsys.readouterr().out)[score].removesuffix(" %")) > 1

@@ -53,7 +53,8 @@ VALUES = [
     None, True, False, -1, 0, 1, 2, 3, 0.0, 0.5, -0.5, 1e-3, 1e3, float("nan"), float("inf"), "", " ", "x", "sgd",
     "1ep", "2ba", "0ba", "-1ba", "1dur", "${seed}", "${", "${nothing}", "{run_name}", "{", "???", "auto",
     "sam", "cpu", "fp32", "a\nb", "é\0", "0x1f", "1_000", "~", "yes", "2020-01-01",
-    [], [1], {}, {"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 4}, {"name": "x"}, {"name": "linear"}, {1: 2}, {"": {}},
+    {"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 4}, {"name": "x"}, {"name": "linear"},
+    [], [1], {}, {1: 2}, {"": {}},
 ]  # fmt: skip
 
 

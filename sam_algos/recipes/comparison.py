@@ -53,6 +53,7 @@ def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
             "fraction": result.summary.fraction,
             "gradients": result.summary.gradients,
             "train_seconds": result.summary.train_seconds,
+            "steady_seconds": result.summary.steady_seconds,
             "folder": str(result.folder),
         }
         for result in results
@@ -62,7 +63,7 @@ def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
 def table(results: Sequence[Result]) -> str:
     """The results as a table: a row for each method, means over its seeds.
 
-    With several seeds there is Student's 95 % interval of the mean, and of the difference to the first method, seed by
+    Times are those of steps, at the median of each kind. With several seeds there is Student's 95 % interval of the mean, and of the difference to the first method, seed by
     seed.
 
     Args:
@@ -74,10 +75,10 @@ def table(results: Sequence[Result]) -> str:
     methods = _by_method(results)
     first = next(iter(methods.values()))
     several = len(first) > 1
-    lines = [["method", _metric(results), *(["difference"] if several else []), "SAM", "gradients", "training", ""]]
+    lines = [["method", _metric(results), *(["difference"] if several else []), "SAM", "gradients", "time", ""]]
     for runs in methods.values():
         values = [run.value for run in runs]
-        seconds, base = (statistics.fmean(run.summary.train_seconds for run in some) for some in (runs, first))
+        seconds, base = (statistics.fmean(run.summary.steady_seconds for run in some) for some in (runs, first))
         differences = [run.value - other.value for run, other in zip(runs, first, strict=True)]
         lines.append([
             runs[0].method, _mean(values), *(["" if runs is first else _mean(differences, "+")] if several else []),

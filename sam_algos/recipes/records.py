@@ -190,6 +190,8 @@ class Summary:
         fraction (float): Of sharp steps.
         gradients (float): Gradients, all steps together.
         train_seconds (float): Of all steps, evaluation and checkpoints left out.
+        steady_seconds (float): The same if each kind of step had always taken its median time, so that what disturbed
+            some of them does not count.
         plain_seconds (float | None): Median of a step with one gradient; None if there was none.
         sharp_seconds (float | None): Median of a sharp step.
     """
@@ -199,6 +201,7 @@ class Summary:
     fraction: float
     gradients: float
     train_seconds: float
+    steady_seconds: float
     plain_seconds: float | None
     sharp_seconds: float | None
 
@@ -226,6 +229,7 @@ def summarise(path: Path) -> Summary:
         fraction=fractions[-1] if fractions else 0.0,
         gradients=sum(step.get("sam/gradients", 1.0) for step in steps),
         train_seconds=sum(map(sum, seconds.values())),
+        steady_seconds=sum(len(some) * statistics.median(some) for some in seconds.values() if some),
         plain_seconds=medians[False],
         sharp_seconds=medians[True],
     )

@@ -134,10 +134,11 @@ def test_explain_names_the_nearest(capsys: Capture) -> None:
     assert "did you mean 'looksam'?" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+@pytest.mark.parametrize("argv", [["list"], ["validate", "digits"]])
+def test_a_reader_that_has_seen_enough_is_no_error(argv: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "sam_algos.command", "list"]
+    command = [sys.executable, "-m", "sam_algos.command", *argv]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")

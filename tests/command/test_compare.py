@@ -57,7 +57,7 @@ def test_an_interrupted_comparison_goes_on(write: Write, capsys: Capture, monkey
     captured = capsys.readouterr()
     assert len(fitted) == 4
     assert captured.err.splitlines()[0] == "[1/4] sgd, seed 0"
-    assert re.search(r"^method +accuracy % +difference +SAM +gradients +training\n", captured.out, re.M)
+    assert re.search(r"^method +accuracy % +difference +SAM +gradients +time\n", captured.out, re.M)
     assert re.search(r"^asam +\d+\.\d\d ± \d+\.\d\d +[-+]\d+\.\d\d ± \d+\.\d\d +100\.0 % +2 ", captured.out, re.M)
 
 
@@ -82,7 +82,7 @@ def test_checkpoints_of_two_methods_never_share_a_folder(write: Write) -> None:
 
 def result(method: str, seed: int, value: float | None, gradients: float = 1.0) -> Result:
     found = None if value is None else Headline("accuracy", value, "")
-    return Result(method, seed, Path(), Summary(1, found, 0.5, gradients, 2.0 * gradients, 1.0, None))
+    return Result(method, seed, Path(), Summary(1, found, 0.5, gradients, 9.9, 2.0 * gradients, 1.0, None))
 
 
 def test_intervals_are_students_and_differences_are_taken_seed_by_seed() -> None:

@@ -101,6 +101,7 @@ def test_summary_of_a_run(tmp_path: Path) -> None:
     found = summarise(path)
     assert found.headline == Headline("accuracy", 50.0, "50.00 %")
     assert (found.steps, found.fraction, found.gradients, found.train_seconds) == (3, 0.25, 4.0, 13.0)
+    assert found.steady_seconds == 2 * 5.0 + 1 * 3.0
     assert (found.plain_seconds, found.sharp_seconds) == (5.0, 3.0)
 
 
@@ -113,4 +114,4 @@ def test_a_step_without_a_method_costs_one_gradient(tmp_path: Path) -> None:
 
 
 def test_no_steps(tmp_path: Path) -> None:
-    assert summarise(tmp_path / "nothing") == Summary(0, None, 0.0, 0.0, 0.0, None, None)
+    assert summarise(tmp_path / "nothing") == Summary(0, None, 0.0, 0.0, 0.0, 0.0, None, None)

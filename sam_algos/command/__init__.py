@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from sam_algos.command.ending import Ending, ending
+from sam_algos.command.ending import Ending, ending, installed
 
 COMMANDS = {
     "train": "train a network from a recipe",
     "compare": "train with several methods, and draw what they did",
-    "validate": "check a recipe, in a moment",
+    "validate": "check a recipe without training",
     "show": "show a resolved recipe, and how large its training is",
     "list": "list the recipes, and all that they can name",
     "explain": "explain a method or one of its parts",
@@ -50,21 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] not in COMMANDS:
         return _front(argv)
     name, *rest = argv
-    command = import_module(f"sam_algos.command.{_MODULES.get(name, name)}")
-    # No formatter that folds lines: descriptions and examples are laid out by hand.
-    parser = argparse.ArgumentParser(
-        prog=f"sam-algos {name}", description=COMMANDS[name].capitalize() + ".", epilog=command.epilog(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    command.add_arguments(parser)
-    args = parser.parse_intermixed_args(rest)
     end = Ending()
-    try:
-        with ending(end, traceback=getattr(args, "traceback", False)):
-            end.code = command.run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with installed(end), ending(end, traceback="--traceback" in rest):
+        command = import_module(f"sam_algos.command.{_MODULES.get(name, name)}")
+        # No formatter that folds lines: descriptions and examples are laid out by hand.
+        parser = argparse.ArgumentParser(
+            prog=f"sam-algos {name}", description=COMMANDS[name].capitalize() + ".", epilog=command.epilog(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.add_arguments(parser)
+        parser.add_argument("--traceback", action="store_true", help="show where in the code something fails")
+        end.code = command.run(parser.parse_intermixed_args(rest))
     return end.code
 
 

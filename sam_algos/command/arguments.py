@@ -14,8 +14,3 @@ def add_recipe(parser: argparse.ArgumentParser, *, what: str = "what to change i
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add the choice of how the result is printed."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def add_traceback(parser: argparse.ArgumentParser) -> None:
-    """Add the choice of what is shown where something fails."""
-    parser.add_argument("--traceback", action="store_true", help="show where in the code something fails")

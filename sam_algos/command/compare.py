@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam_algos.command.arguments import add_json, add_recipe, add_traceback
+from sam_algos.command.arguments import add_json, add_recipe
 from sam_algos.command.ending import rank
 from sam_algos.command.train import train
 
@@ -37,10 +37,9 @@ def epilog() -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_recipe(parser, what="what to change in it, for every method")
-    parser.add_argument("--methods", help="separated by commas; default: the recipe's optimizer alone, and aesam")
+    parser.add_argument("--methods", help="separated by commas; default: the plain optimizer, and aesam")
     parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="trainings of each method; default: 1")
     add_json(parser)
-    add_traceback(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,42 +58,59 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _methods(args: argparse.Namespace) -> list[str]:
-    from sam_algos.recipes import RecipeError, load_recipe
+def _methods(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """What is compared: labels, and the values of ``method``."""
+    from sam_algos.recipes import RecipeError, find, load_recipe, methods_of
 
+    given = find(args.recipe).method or next((o for o in args.overrides if o.startswith("method=")), None)
+    if given is not None:
+        raise RecipeError("--methods", f"says what is compared: write --methods sgd,{given.removeprefix('method=')}")
     if args.methods is None:
-        return [load_recipe(args.recipe, [*args.overrides, "method=null"]).optimizer["name"], "aesam"]
-    methods = list(dict.fromkeys(name.strip() for name in args.methods.split(",") if name.strip()))
+        plain = load_recipe(args.recipe, [*args.overrides, "method=null"]).optimizer["name"]
+        rows = methods_of(args.recipe)
+        return [(plain, plain if plain in rows else "null"), ("aesam", "aesam")]
+    methods = dict.fromkeys(name.strip() for name in args.methods.split(",") if name.strip())
     if not methods:
         raise RecipeError("--methods", "names no method")
-    return methods
+    return [(name, name) for name in methods]
 
 
-def _recipes(args: argparse.Namespace, methods: list[str]) -> list[tuple[str, Recipe]]:
+def _recipes(args: argparse.Namespace, methods: list[tuple[str, str]]) -> list[tuple[str, Recipe]]:
     """Every recipe that will be trained, all of them checked before the first is."""
-    from sam_algos.recipes import check_names, load_recipe
+    from sam_algos.recipes import RecipeError, check_names, load_recipe
 
     found = []
     for number in range(args.seeds):
-        for method in methods:
+        for label, method in methods:
             recipe = load_recipe(args.recipe, [*args.overrides, f"method={method}"])
             seed = recipe.seed + number
             if number:
                 recipe = load_recipe(args.recipe, [*args.overrides, f"method={method}", f"seed={seed}"])
             check_names(recipe)
-            leaf = method if args.seeds == 1 else f"{method}-seed{seed}"
-            found.append((method, _inside(recipe, leaf)))
+            if recipe.bootstrap:
+                raise RecipeError("bootstrap", f"{label} trains several times; compare trains each method once")
+            found.append((label, _inside(recipe, label if args.seeds == 1 else f"{label}-seed{seed}")))
+    _refuse_another(found[0][1])
     return found
+
+
+def _refuse_another(recipe: Recipe) -> None:
+    """Refuse the folder of another comparison, which would be mixed with this one."""
+    from sam_algos.recipes import RecipeError
+
+    folder = Path(recipe.run_folder.format(run_name=recipe.run_name)).parent
+    if recipe.run_name is not None and not recipe.autoresume and folder.exists():
+        raise RecipeError("run_name", f"{folder} exists; take another name, or go on with autoresume=true")
 
 
 def _inside(recipe: Recipe, leaf: str) -> Recipe:
     """`recipe` with folders of its own, below those of the comparison."""
-    folder, saves = f"{recipe.run_folder}/{leaf}", recipe.save_folder
-    if saves is not None and saves.startswith(recipe.run_folder):
-        saves = folder + saves.removeprefix(recipe.run_folder)
+    folder, saves = Path(recipe.run_folder, leaf), recipe.save_folder
+    if saves is not None and Path(saves).is_relative_to(recipe.run_folder):
+        saves = str(folder / Path(saves).relative_to(recipe.run_folder))
     elif saves is not None:
         saves = f"{saves}/{leaf}"
-    return replace(recipe, run_folder=folder, save_folder=saves)
+    return replace(recipe, run_folder=str(folder), save_folder=saves)
 
 
 def _trained(recipes: list[tuple[str, Recipe]], name: str) -> list[Result]:

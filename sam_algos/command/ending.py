@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sam_algos.recipes.run import Run
 
+_OF_RECIPES = ("omegaconf", "yaml", "composer", "torchvision", "sklearn", "scipy", "matplotlib", "tqdm")
+"""What the extra ``recipes`` brings, by the names of the modules."""
+
 _SIGNALLED = (130, 143)  # 128 + SIGINT or SIGTERM: Composer's signal handlers exit with them
 
 
@@ -46,6 +49,22 @@ def rank() -> int:
 
 
 @contextmanager
+def installed(end: Ending) -> Iterator[None]:
+    """Turn a library that is not there into one line that says how to get it.
+
+    Args:
+        end (Ending): Whose code will then be 2.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _OF_RECIPES:
+            raise
+        end.code = 2
+        _say(f"error: {error.name} is not installed: pip install 'sam_algos[recipes]'")
+
+
+@contextmanager
 def ending(end: Ending, *, traceback: bool) -> Iterator[None]:
     """Turn what is raised into one line on standard error and an exit status.
 
@@ -57,13 +76,16 @@ def ending(end: Ending, *, traceback: bool) -> Iterator[None]:
 
     try:
         yield
+        sys.stdout.flush()
     except (KeyboardInterrupt, SystemExit) as stop:
         code = getattr(stop, "code", 130)
         if code not in _SIGNALLED:
             raise
         end.code = int(code)
         _say("interrupted" + _files())
-    except BrokenPipeError:
+    except BrokenPipeError:  # only the results go to standard output, and whoever reads them has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ModuleNotFoundError:
         raise
     except RecipeError as error:
         _files()
@@ -95,7 +117,7 @@ def _files() -> str:
         return ""
     run = _running[0]
     if not run.stop():
-        return "; no step was taken, and no file is left"
+        return "; no training step ran, and nothing was saved"
     return f"; checkpoint: {run.checkpoint or '-'}, log: {run.log}"
 
 

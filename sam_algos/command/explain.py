@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 
 from sam_algos.command.arguments import add_json
 from sam_algos.command.cards import plain
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     groups = catalogue().groups
     table = {name: (group, form) for group in reversed(_GROUPS) for name, form in groups[group].items()}
     group, form = lookup("explain", "method", args.name, table)
-    arguments = {name: {"allowed": a.allowed, "default": a.default} for name, a in form.arguments.items()}
+    arguments = {name: {"allowed": _yaml(a.allowed), "default": _yaml(a.default)} for name, a in form.arguments.items()}
     if args.json:
         print(json.dumps({"name": args.name, "kind": group, "arguments": arguments, "doc": form.doc}))
         return 0
@@ -42,3 +43,8 @@ def run(args: argparse.Namespace) -> int:
             default = "required" if argument["default"] is None else f"default {argument['default']}"
             print(f"    {name:<{width}}  {argument['allowed']}; {default}")
     return 0
+
+
+def _yaml(words: str | None) -> str | None:
+    """Python's None as YAML writes it."""
+    return words and re.sub(r"\bNone\b", "null", words)

@@ -32,7 +32,9 @@ def epilog() -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("what", nargs="?", choices=_GROUPS, help="a line for each of these; default: all names")
+    parser.add_argument(
+        "what", nargs="?", choices=_GROUPS, help="which names, one a line; default: all, by what they are"
+    )
     add_json(parser)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from sam_algos.command.arguments import add_json, add_recipe, add_traceback
+from sam_algos.command.arguments import add_json, add_recipe
 
 _EXAMPLES = """\
 examples:
@@ -23,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_recipe(parser)
     add_json(parser)
-    add_traceback(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from sam_algos.command.arguments import add_json, add_recipe, add_traceback
+from sam_algos.command.arguments import add_json, add_recipe
 from sam_algos.command.ending import rank, running
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     add_recipe(parser)
     add_json(parser)
-    add_traceback(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -35,6 +35,11 @@ class Attempt:
     """
 
     def __init__(self, around: Surroundings, closure: Callable[..., Any], memory: dict[str, Any]) -> None:
+        if not callable(closure):
+            raise TypeError(
+                f"The closure has to be a function that computes the loss and its gradients, not a "
+                f"{type(closure).__name__}: see `wrap` of the method."
+            )
         if around.stopwatch is not None:
             around.stopwatch.start(memory["seconds"])
         self.evaluation = Evaluation(around, closure, memory["step"], memory["sharp"])
@@ -53,7 +58,8 @@ class Attempt:
         self._remember = {"policy": policy, **{axis: apart(memory, gradient) for axis, memory in remember.items()}}
         if latest is None or gradient.values is not latest.values:  # else it lies where the pass left it
             put_in_place(gradient, evaluation.params)
-        scaled = self._around.passes.scaler is not None  # which leaves such steps out itself
+        scaler = self._around.passes.scaler
+        scaled = scaler is not None and scaler.is_enabled()  # it leaves such steps out itself
         finite = self._around.nonfinite == "pass" or scaled or are_finite(evaluation.params)
         self._memory["nonfinite"] += int(not finite)
         return finite

@@ -13,9 +13,9 @@ from composer.utils import dist
 from sam_algos.recipes.check import check_names
 from sam_algos.recipes.datasets import build_dataset, eval_section, has_classes
 from sam_algos.recipes.errors import RecipeError
-from sam_algos.recipes.load import dump_recipe
+from sam_algos.recipes.loaders import build_loader
 from sam_algos.recipes.noise import Samples
-from sam_algos.recipes.run import Run, build_loader, prepare
+from sam_algos.recipes.run import Run, prepare
 from sam_algos.recipes.schema import Recipe
 
 _APART = 1_000_003  # between the seeds of two trainings: no other run's seed, as people choose them
@@ -75,10 +75,9 @@ def trainings(recipe: Recipe, name: str) -> Iterator[Run]:
     done: tuple[Relabelling, ...] = ()
     for number in range(recipe.bootstrap + 1):
         last = number == recipe.bootstrap
-        run = prepare(_training(recipe, number), name, done[-1].labels if done else None)
+        labels, written = done[-1].labels if done else None, replace(recipe, bootstrap=number)
+        run = prepare(_training(recipe, number), name, labels, written)
         run, recipe = replace(run, relabellings=done), replace(recipe, run_name=run.trainer.state.run_name)
-        if dist.get_global_rank() == 0:
-            run.recipe.write_text(dump_recipe(replace(recipe, bootstrap=number)), encoding="utf-8")
         if last or not run.complete:
             yield run
         if not last:

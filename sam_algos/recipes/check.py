@@ -10,7 +10,7 @@ from typing import Any
 from sam_algos.recipes.catalogue import Catalogue, catalogue
 from sam_algos.recipes.errors import RecipeError, unknown
 from sam_algos.recipes.forms import Form, check
-from sam_algos.recipes.names import arguments_of, lookup
+from sam_algos.recipes.names import arguments_of, lookup, spelling
 from sam_algos.recipes.schema import Recipe
 
 _LABELS = ("train", "eval")
@@ -94,7 +94,8 @@ def _check_label(where: str, arguments: Mapping[str, Any]) -> None:
 
 
 def _check_methods(recipe: Recipe, names: Catalogue) -> None:
-    refuse_several_methods([name for name in recipe.algorithms if name in names.groups["method"]])
+    methods = {spelling(name) for name in names.groups["method"]}
+    refuse_several_methods([name for name in recipe.algorithms if spelling(name) in methods])
 
 
 def _check_paths(recipe: Recipe) -> None:

@@ -63,8 +63,8 @@ def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
 def table(results: Sequence[Result]) -> str:
     """The results as a table: a row for each method, means over its seeds.
 
-    Times are those of steps, at the median of each kind. With several seeds there is Student's 95 % interval of the mean, and of the difference to the first method, seed by
-    seed.
+    Times are those of steps, at the median of each kind. With several seeds there is Student's 95 % interval of the
+    mean, and of the difference to the first method, seed by seed.
 
     Args:
         results (Sequence[Result]): All of them.
@@ -95,7 +95,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def draw(results: Sequence[Result], path: Path) -> Path:
-    """Draw the metric over the epochs, and for adaptive methods the statistic, the threshold and the decisions.
+    """Draw the metric over the steps, and for adaptive methods the statistic, the threshold and the decisions.
 
     Args:
         results (Sequence[Result]): All of them; of several seeds all curves are drawn, and the first one's decisions.
@@ -112,11 +112,11 @@ def draw(results: Sequence[Result], path: Path) -> Path:
     axes = figure.subplots(1 + len(adaptive), 1, squeeze=False)[:, 0]
     for number, runs in enumerate(methods.values()):
         for run in runs:
-            points = [(line["epoch"], found.value) for line in read_metrics(run.folder / "metrics.jsonl")
+            points = [(line["batch"], found.value) for line in read_metrics(run.folder / "metrics.jsonl")
                       if (found := headline(line)) is not None]  # fmt: skip
             label = run.method if run is runs[0] else None
             axes[0].plot(*zip(*points, strict=True), "o-", ms=3, color=f"C{number}", label=label)
-    axes[0].set(xlabel="epoch", ylabel=_metric(results), title="Evaluation after each epoch")
+    axes[0].set(xlabel="step", ylabel=_metric(results), title="Evaluations")
     axes[0].legend()
     for axis, run in zip(axes[1:], adaptive, strict=True):
         _draw_decisions(axis, run)

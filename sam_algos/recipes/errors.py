@@ -68,4 +68,6 @@ def unknown(where: str, kind: str, name: object, valid: Iterable[str]) -> Recipe
         hint = f"valid: {', '.join(choices)}"
     else:
         hint = "there are none"
+    if ":" in str(name):  # which YAML takes for one word
+        hint += "; write a space after the colon"
     return RecipeError(where, f"unknown {kind} {name!r}; {hint}")

@@ -64,7 +64,7 @@ def find(name: str | Path) -> Found:
     names = shipped()
     near = difflib.get_close_matches(str(name).removesuffix(".yaml"), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"those that come with the package: {', '.join(names)}"
-    raise RecipeError(str(name), f"no such recipe; {hint}")
+    raise RecipeError(str(name) or "''", f"no such recipe; {hint}")
 
 
 def _root() -> Path:

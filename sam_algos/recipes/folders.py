@@ -52,16 +52,18 @@ def _claim(recipe: Recipe, name: str) -> tuple[str, tuple[Path, ...]]:
     for number in itertools.count(1):
         run_name = own if number == 1 else f"{own}-{number}"
         folder = Path(recipe.run_folder.format(run_name=run_name))
-        missing = tuple(path for path in (folder, *folder.parents) if not path.exists())
+        missing: tuple[Path, ...] = ()
         try:
+            missing = tuple(path for path in (folder, *folder.parents) if not path.exists())
             folder.mkdir(parents=True, exist_ok=recipe.autoresume)
         except FileExistsError:
             if recipe.run_name is None and "{run_name" in recipe.run_folder:
                 continue
+            where = "run_name" if "{run_name" in recipe.run_folder else "run_folder"
             problem = f"{folder} exists; take another name, or go on with autoresume=true"
-            raise RecipeError("run_name", problem) from None
+            raise RecipeError(where, problem) from None
         except OSError as error:
-            remove_folders(tuple(path for path in missing if path.exists()))
+            _remove_empty(missing)
             raise RecipeError("run_folder", f"cannot make {folder}: {error.strerror or error}") from error
         return run_name, missing
     raise AssertionError  # pragma: no cover
@@ -75,6 +77,11 @@ def remove_folders(made: tuple[Path, ...]) -> None:
     """
     if made and made[0].exists():
         shutil.rmtree(made[0])
-    with contextlib.suppress(OSError):
-        for parent in made[1:]:
-            parent.rmdir()
+    _remove_empty(made[1:])
+
+
+def _remove_empty(folders: tuple[Path, ...]) -> None:
+    """Remove folders, innermost first, as far as nobody has put anything into them."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

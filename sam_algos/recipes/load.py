@@ -14,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sam_algos.recipes.choice import with_method
 from sam_algos.recipes.errors import RecipeError, unknown
 from sam_algos.recipes.find import find
 from sam_algos.recipes.forms import Argument, kinds, mismatch
@@ -35,7 +36,8 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     A file may name another with ``base:`` (a path relative to itself, or a shipped recipe); its own keys are laid over
     that one's (see `lay`). ``method: NAME`` then lays the row ``methods.NAME`` over the whole, and adds
     ``algorithms.NAME`` where ``NAME`` is a sharpness-aware method that the row does not mention. The name of the
-    recipe's own optimizer stands for training without a method, where it has no row.
+    recipe's own optimizer stands for training without a method, where it has no row. A method in the file's
+    ``algorithms`` gives way to one that is asked for by the recipe's name or an override.
 
     Args:
         name (str | Path): A file, or the name of a shipped recipe; see `find`.
@@ -49,10 +51,12 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: For everything that is wrong with the file, its bases or the overrides.
     """
     found = find(name)
-    tree, layers = _read(found.path, ()), [(override, _parse(override)) for override in overrides]
-    chosen = [layer.pop("method") for _, layer in layers if "method" in layer]
-    tree = _with_method(tree, (chosen or [found.method or tree.get("method")])[-1])
-    for override, layer in layers:
+    tree, layers = _read(found.path, ()), [_parse(override) for override in overrides]
+    asked = [] if found.method is None else [found.method]
+    asked += [layer.pop("method") for layer in layers if "method" in layer]
+    chosen = asked[-1] if asked else tree.get("method")
+    tree = with_method(tree, chosen, layers, instead=bool(asked))
+    for override, layer in zip(overrides, layers, strict=True):
         tree = lay(tree, layer, override)
     return _checked(_resolved(tree))
 
@@ -128,14 +132,20 @@ def _document(path: Path) -> _Tree:
 
 
 def _parse(override: str) -> _Tree:
-    key, equals, _ = override.partition("=")
+    key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
         raise RecipeError(override, "not an override: write key=value, e.g. max_duration=20ep")
+    if _is_text(key) and re.fullmatch(r"[-+.\w]+", text) and text.lower() not in ("null", "true", "false"):
+        return {key: text}  # as it stands: a run may be called 007, or 12e4567
     try:
         tree = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
     except _OMEGACONF_ERRORS as error:
         raise RecipeError(override, f"not a value: {_summary(error)}") from error
     return _known(tree, override, (*_KEYS, "method"))
+
+
+def _is_text(key: str) -> bool:
+    return key in _HINTS and set(kinds(_HINTS[key])) <= {"text", "null"}
 
 
 def _known(tree: Any, where: str, valid: Sequence[str]) -> _Tree:
@@ -156,25 +166,6 @@ def _keys_of(value: Any) -> Iterator[Any]:
         yield from value
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _keys_of(item)
-
-
-def _with_method(tree: _Tree, method: Any) -> _Tree:
-    """`tree` with the row of `method` laid over it."""
-    tree.pop("method", None)
-    rows = tree.pop("methods", None) or {}
-    if method is None:
-        return tree
-    from sam_algos.recipes.catalogue import catalogue
-
-    known = catalogue().groups["method"]
-    optimizer = tree["optimizer"].get("name") if isinstance(tree.get("optimizer"), dict) else None
-    if not isinstance(method, str) or method not in {*rows, *known, optimizer}:
-        raise unknown("method", "method", method, {*rows, *known})
-    tree = lay(tree, rows.get(method) or {}, f"methods.{method}")
-    algorithms = tree.get("algorithms")
-    if method in known and (algorithms is None or isinstance(algorithms, dict)):
-        tree["algorithms"] = {**(algorithms or {}), method: (algorithms or {}).get(method, {})}
-    return tree
 
 
 def _resolved(tree: _Tree) -> _Tree:
@@ -221,7 +212,7 @@ def _checked(tree: _Tree) -> Recipe:
 
 def _converted(argument: Argument, value: Any) -> Any:
     """`value` as the type that the key has, where they say the same: the environment's numbers are text."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool):
         return str(value) if set(argument.kinds) <= {"text", "null"} else value
     if isinstance(value, str) and "text" not in argument.kinds:
         plain = yaml.safe_load(value) if re.fullmatch(r"[-+.\w]+", value) else value

@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from sam_algos.recipes.errors import RecipeError
+from sam_algos.recipes.names import spelling
 from sam_algos.recipes.schema import COLLECTIONS, SECTIONS
 
 _Tree = dict[str, Any]
@@ -51,8 +52,14 @@ def _merged(below: Any, above: Any) -> Any:
 def _drop_renamed(below: _Tree, above: _Tree, sections: Sequence[str]) -> None:
     """Take out of ``below`` the sections that name something else in ``above``."""
     for section in sections:
-        if _name(above.get(section)) not in (None, _name(below.get(section))):
+        if not _same(_name(above.get(section)), _name(below.get(section))):
             below.pop(section, None)
+
+
+def _same(name: Any, below: Any) -> bool:
+    """Whether a section goes on with the name below: it has none, or the same in any spelling."""
+    both = isinstance(name, str) and isinstance(below, str)
+    return name is None or name == below or (both and spelling(name) == spelling(below))
 
 
 def _composed(tree: _Tree) -> Any:

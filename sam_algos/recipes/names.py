@@ -14,6 +14,23 @@ from sam_algos.recipes.forms import check, describe
 T = TypeVar("T")
 
 
+def spelling(name: str, kind: str = "") -> str:
+    """What all spellings of a name have in common.
+
+    Args:
+        name (str): A name.
+        kind (str, optional): What it is a name of; with or without that at its end, it is the same. Default: ``""``.
+
+    Returns:
+        str: In lower case, without underscores.
+
+    Example:
+        >>> spelling("CosineAnnealingScheduler", "scheduler") == spelling("cosine_annealing")
+        True
+    """
+    return name.replace("_", "").lower().removesuffix(kind)
+
+
 def lookup(where: str, kind: str, name: str, table: Mapping[str, T]) -> T:
     """The entry of `table` called `name`, in any spelling of its case and underscores.
 
@@ -34,13 +51,9 @@ def lookup(where: str, kind: str, name: str, table: Mapping[str, T]) -> T:
         >>> lookup("scheduler.name", "scheduler", "cosine_annealing", {"CosineAnnealingScheduler": 1})
         1
     """
-
-    def spelling(text: str) -> str:
-        return text.replace("_", "").lower().removesuffix(kind)
-
     if name in table:
         return table[name]
-    found = [value for key, value in table.items() if spelling(key) == spelling(name)]
+    found = [value for key, value in table.items() if spelling(key, kind) == spelling(name, kind)]
     if not found:
         raise unknown(where, kind, name, table)
     return found[0]

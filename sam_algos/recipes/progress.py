@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
 import time
 from typing import Any, TextIO
 
@@ -22,12 +22,12 @@ class Progress(LoggerDestination):
     time that since the last line, evaluation included. Only rank 0 prints.
 
     Args:
-        stream (TextIO, optional): Where to; a bar is drawn if it is a terminal. Default: standard error.
+        stream (TextIO | None): Where to; a bar is drawn if it is a terminal. None says nothing.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         """Say nothing yet."""
-        self._stream = stream or sys.stderr
+        self._stream = stream if dist.get_global_rank() == 0 else None
         self._bar: tqdm[Any] | None = None
         self._since = time.perf_counter()
         self._losses: list[float] = []
@@ -45,7 +45,7 @@ class Progress(LoggerDestination):
 
     def epoch_start(self, state: State, logger: Logger) -> None:
         """Draw the epoch's bar."""
-        if dist.get_global_rank() == 0 and self._stream.isatty():
+        if self._stream is not None and self._stream.isatty():
             total, done = state.dataloader_len, int(state.timestamp.batch_in_epoch)
             self._bar = tqdm(
                 desc=_position(state, ended=False), total=total and int(total), initial=done,
@@ -66,8 +66,11 @@ class Progress(LoggerDestination):
         self._line(state)
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        """Print what came after the last whole epoch."""
+        """Take the bar away; the last evaluation may be still to come."""
         self.stop()
+
+    def finish(self, state: State) -> None:
+        """Print what came after the last whole epoch, the last evaluation included."""
         if self._losses:
             self._line(state)
 
@@ -90,8 +93,9 @@ class Progress(LoggerDestination):
         if (fraction := self._metrics.get("sam/fraction")) is not None:
             words.append(f"SAM {100 * fraction:5.1f} %")
         words.append(f"{now - self._since:.1f} s")
-        if dist.get_global_rank() == 0:
-            print("  ".join(words), file=self._stream, flush=True)
+        if self._stream is not None:
+            with contextlib.suppress(BrokenPipeError):  # whoever reads it has seen enough; training goes on
+                print("  ".join(words), file=self._stream, flush=True)
         self._since, self._losses, self._metrics = now, [], {}
 
 

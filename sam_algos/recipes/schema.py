@@ -29,7 +29,7 @@ def _lasts(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     match = re.fullmatch(rf"(\d+(?:\.\d*)?(?:e\+?\d\d?)?)\s*({_UNITS})", value.strip())
-    return match is not None and float(match[1]) > 0 and float(match[1]).is_integer()
+    return match is not None and 0 < float(match[1]) <= 1e15 and float(match[1]).is_integer()
 
 
 def _is_interval(value: Any) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from composer import Time
 from composer.core import TimeUnit
 
+from sam_algos.recipes.loaders import load_data
 from sam_algos.recipes.models import build_model_for
-from sam_algos.recipes.run import load_data
 from sam_algos.recipes.schema import Recipe
 
 

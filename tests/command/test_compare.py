@@ -75,9 +75,45 @@ def test_everything_is_checked_before_anything_is_trained(write: Write, capsys: 
     assert "must be an integer >= 1, got '0'" in capsys.readouterr().err
 
 
-def test_checkpoints_of_two_methods_never_share_a_folder(write: Write) -> None:
-    assert main(["compare", recipe(write), "run_name=both", "save_folder=saved", "max_duration=1ba"]) == 0
-    assert sorted(path.name for path in Path("saved").iterdir()) == ["aesam", "sgd"]
+def test_plain_training_is_plain_whatever_the_file_trains_with(write: Write, capsys: Capture) -> None:
+    from tests.recipes.writing import TINY
+
+    path = str(write(TINY + "algorithms: {sam: {rho: 0.1}}\n"))
+    assert main(["compare", path, "optimizer.name=adam", "--json", "max_duration=1ba"]) == 0
+    adam, aesam = json.loads(capsys.readouterr().out)["results"]
+    assert (adam["method"], adam["fraction"], adam["gradients"]) == ("adam", 0.0, 1)
+    assert (aesam["method"], aesam["gradients"] >= 1) == ("aesam", True)
+
+
+WRONG = {
+    "method=sam": "error: --methods: says what is compared: write --methods sgd,sam\n",
+    "bootstrap=1": "error: bootstrap: sgd trains several times; compare trains each method once\n",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_what_cannot_be_compared(write: Write, capsys: Capture, override: str) -> None:
+    assert main(["compare", recipe(write), override]) == 2
+    assert capsys.readouterr().err == WRONG[override]
+    assert main(["compare", "digits/sam"]) == 2
+    assert capsys.readouterr().err == WRONG["method=sam"]
+
+
+def test_two_comparisons_never_share_a_folder(write: Write, capsys: Capture) -> None:
+    argv = ["compare", recipe(write), "run_name=both", "max_duration=1ba", "--methods"]
+    assert main([*argv, "sgd"]) == 0
+    picture = Path("runs/both/compare.png").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main([*argv, "asam"]) == 2
+    assert capsys.readouterr().err.startswith("error: run_name: runs/both exists; take another name")
+    assert Path("runs/both/compare.png").stat().st_mtime_ns == picture
+
+
+@pytest.mark.parametrize("folder", ["saved", "runs/both2"])
+def test_checkpoints_of_two_methods_never_share_a_folder(write: Write, folder: str) -> None:
+    argv = ["compare", recipe(write), "run_folder=runs/both", f"save_folder={folder}", "max_duration=1ba"]
+    assert main(argv) == 0
+    assert sorted(path.name for path in Path(folder).iterdir()) == ["aesam", "sgd"]
 
 
 def result(method: str, seed: int, value: float | None, gradients: float = 1.0) -> Result:

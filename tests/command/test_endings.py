@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from composer import Trainer
 
 from sam_algos import train
-from sam_algos.recipes.records import StepTimes
+from sam_algos.recipes.records import StepTimes, read_metrics
 from tests.command.running import Capture, fails
 from tests.recipes.writing import Write
 
@@ -25,7 +26,7 @@ def test_interrupt_says_where_the_files_are(
 
     monkeypatch.setattr(Trainer, "fit", fit)
     assert train.main([str(write()), "run_name=short"]) == code
-    assert capsys.readouterr().err == "interrupted; no step was taken, and no file is left\n"
+    assert capsys.readouterr().err == "interrupted; no training step ran, and nothing was saved\n"
     assert list(Path.cwd().iterdir()) == []
 
 
@@ -96,7 +97,7 @@ def test_training_that_fails_is_one_line(write: Write, capsys: Capture, monkeypa
     monkeypatch.setattr(Trainer, "fit", fails(RuntimeError("diverged\nhere")))
     assert train.main([str(write()), "run_name=short"]) == 1
     assert capsys.readouterr().err == (
-        "error: RuntimeError: diverged (--traceback shows where); no step was taken, and no file is left\n"
+        "error: RuntimeError: diverged (--traceback shows where); no training step ran, and nothing was saved\n"
     )
     with pytest.raises(RuntimeError, match="diverged"):
         train.main([str(write()), "run_name=long", "--traceback"])
@@ -109,3 +110,23 @@ def test_interrupt_while_preparing(write: Write, capsys: Capture, monkeypatch: p
     monkeypatch.setattr("sam_algos.recipes.load_recipe", load)
     assert train.main([str(write())]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_reader_of_the_progress_that_has_gone_stops_nothing(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("sys.stderr", Closed())
+    assert train.main([str(write()), "progress_bar=true", "max_duration=3ep", "run_name=on"]) == 0
+    assert len([line for line in read_metrics(Path("runs/on/metrics.jsonl")) if "step_seconds" in line]) == 3
+
+
+def test_an_algorithm_that_is_not_made_for_the_data_is_named(write: Write, capsys: Capture) -> None:
+    text = {"name": "hf_causal_lm", "config": {"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 8}}
+    overrides = [f"model={json.dumps(text)}", "train_dataset={name: python_docs, block_size: 16}"]
+    argv = [str(write()), *overrides, "global_train_batch_size=8", "max_duration=1ba", "algorithms.mixup.alpha=0.2"]
+    assert train.main(argv) == 2
+    message = "error: algorithms.mixup: does not work with this model and data: "
+    assert capsys.readouterr().err.startswith(message)
+    assert list(Path.cwd().iterdir()) == []

@@ -20,7 +20,7 @@ from sam_algos.recipes.catalogue import catalogue
 from sam_algos.recipes.forms import Form
 from tests.recipes.writing import Write
 
-CASES = int(os.environ.get("SAM_ALGOS_FUZZ", "60"))
+CASES = int(os.environ.get("SAM_ALGOS_FUZZ", "120"))
 
 RECIPE: dict[str, Any] = {
     "model": {"name": "small_cnn", "width": 2},

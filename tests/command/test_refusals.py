@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -73,6 +74,8 @@ WRONG = {
         "error: callbacks.early_stopper.dataloader_label: unknown label 'evil'; did you mean 'eval'?"
     ),
     "method=aesm": "error: method: unknown method 'aesm'; did you mean 'aesam'?",
+    "run_folder=.": "error: run_folder: . exists; take another name",
+    "run_name=" + 300 * "x": "error: run_folder: cannot make runs/xxx",
     "no_equals": "error: no_equals: not an override: write key=value",
 }
 
@@ -143,3 +146,37 @@ def test_recipe_is_required(capsys: Capture) -> None:
         train.main([])
     assert end.value.code == 2
     assert "the following arguments are required: recipe" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_trained_already(write: Write, capsys: Capture, tmp_path: Path) -> None:
+    assert train.main([str(write()), "run_folder=../first", "max_duration=2ba"]) == 0
+    (checkpoint,) = (tmp_path / "first").glob("checkpoints/*ba2*")
+    capsys.readouterr()
+    message = "error: max_duration: must be longer than the 2 batches that ../"
+    refused([str(write()), f"load_path=../{checkpoint.relative_to(tmp_path)}", "max_duration=2ba"], capsys, message)
+
+
+def test_another_runs_files_survive_a_folder_that_cannot_be_made(
+    write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mkdir(self: Path, **options: object) -> None:
+        os.makedirs("runs/other")
+        Path("runs/other/weights.pt").touch()
+        raise PermissionError(13, "Permission denied")
+
+    path = str(write())
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert train.main([path, "run_name=mine"]) == 2
+    assert capsys.readouterr().err == "error: run_folder: cannot make runs/mine: Permission denied\n"
+    assert Path("runs/other/weights.pt").exists()
+
+
+@pytest.mark.parametrize("missing", ["omegaconf", "composer"])
+def test_what_is_not_installed_is_named(missing: str) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from sam_algos.command import main; sys.exit(main(['train', 'digits', 'max_duration=1ba']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"error: {missing}[.\w]* is not installed: pip install 'sam_algos\[recipes\]'\n", done.stderr)

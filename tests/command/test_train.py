@@ -125,3 +125,24 @@ def test_progress_is_a_line_an_epoch(write: Write, capsys: Capture) -> None:
     pattern = r"epoch %d/2  loss \d\.\d{4}  accuracy +\d+\.\d\d %%  SAM 100\.0 %%  \d+\.\d s"
     assert re.fullmatch(pattern % 1, first) and re.fullmatch(pattern % 2, second)
     assert len(first) <= 80
+
+
+def test_a_complete_run_is_not_taken_for_another_recipes(write: Write, capsys: Capture) -> None:
+    argv = [str(write()), "run_name=done", "autoresume=true"]
+    assert train.main(argv) == 0
+    written = Path("runs/done/recipe.yaml").read_text()
+    capsys.readouterr()
+    assert train.main([*argv, "optimizer.lr=0.5", "seed=7", "progress_bar=true"]) == 2
+    expected = "error: autoresume: runs/done is complete, and was trained with another optimizer, seed\n"
+    assert capsys.readouterr().err == expected
+    assert Path("runs/done/recipe.yaml").read_text() == written
+    assert train.main([*argv, "max_duration=2ep", "optimizer.lr=0.5"]) == 0  # goes on, with another rate
+    assert load_recipe("runs/done/recipe.yaml").optimizer["lr"] == 0.5
+
+
+def test_the_line_of_a_run_that_ends_within_an_epoch_has_its_accuracy(write: Write, capsys: Capture) -> None:
+    argv = [str(write()), "progress_bar=true", "global_train_batch_size=300", "max_duration=5ba"]
+    assert train.main(argv) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"batch 3/5  loss [\d.]+  accuracy +[\d.]+ %  [\d.]+ s", first)
+    assert re.fullmatch(r"batch 5/5  loss [\d.]+  accuracy +[\d.]+ %  [\d.]+ s", second)

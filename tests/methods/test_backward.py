@@ -140,3 +140,11 @@ def test_a_scheduler_of_either_optimizer_sees_the_step_of_either(owner: str, tak
         by_backward(optimizer, model, [batch], take)
         scheduler.step()
     assert scheduler.last_epoch == len(BATCHES)
+
+
+@pytest.mark.parametrize("call", ["step", "backward"])
+def test_a_loss_in_place_of_the_closure_is_told_apart(call: str) -> None:
+    model = make_model("mlp")
+    optimizer: Any = wrap(SAM(), model)
+    with pytest.raises(TypeError, match="has to be a function that computes the loss and its gradients, not a Tensor"):
+        getattr(optimizer, call)(torch.ones(()))

@@ -137,3 +137,13 @@ def test_a_scheduler_of_either_optimizer_sees_the_step_of_a_scaler(owner: str, s
         scheduler.step()
         scaler.update()
     assert optimizer.method_state_dict()["step"] == len(BATCHES)
+
+
+def test_a_scaler_that_is_switched_off_leaves_no_step_out_and_so_the_method_does() -> None:
+    scaler, model = GradScaler("cpu", enabled=False), make_model("mlp")
+    optimizer: Any = wrap(LookSAM(k=2, nonfinite="skip"), model)
+    weights = [p.detach().clone() for p in model.parameters()]
+    optimizer.backward(Overflows(model, optimizer, BATCHES[0], scaler), scaler=scaler)
+    scaler.step(optimizer)
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+    assert optimizer.metrics["sam/nonfinite"] == 1.0

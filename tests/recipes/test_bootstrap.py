@@ -90,7 +90,7 @@ def test_the_table_says_what_became_of_the_labels(write: Write, capsys: Capture)
         table["labels, round 1"].rpartition(" to ")[2] == table["labels, round 2"].split(" from ")[1].split(" to ")[0]
     )
     assert table["recipe"] == "runs/twice/training-2/recipe.yaml"
-    assert load_recipe(table["recipe"]) == load_recipe(argv[0], argv[1:])
+    assert load_recipe(table["recipe"], ["run_name=twice"]) == load_recipe(argv[0], argv[1:])
     assert load_recipe("runs/twice/training-1/recipe.yaml").bootstrap == 1
 
 
@@ -129,6 +129,14 @@ def test_wrong_values_are_refused(write: Write, capsys: Capture, tmp_path: Path)
         capsys,
         "error: load_path: with bootstrap every training starts from it: needs load_weights_only=true",
     )
+
+
+def test_the_recipe_of_a_bootstrapped_run_can_be_run_again(write: Write, capsys: Capture) -> None:
+    argv = [str(write()), *NOISY, "bootstrap=1", "run_name=twice", "max_duration=1ba"]
+    assert train.main(argv) == 0
+    first = lines(capsys.readouterr().out)
+    assert train.main([first["recipe"], "run_name=again"]) == 0
+    assert lines(capsys.readouterr().out)["clean test accuracy"] == first["clean test accuracy"]
 
 
 def test_one_training_alone_is_not_a_bootstrap(write: Write) -> None:

@@ -85,6 +85,10 @@ NAMES = {
     "loggers.wandb.projct=x": "loggers.wandb: unknown argument 'projct'; did you mean 'project'?",
     "dataloader.num_worker=1": "dataloader: unknown argument 'num_worker'; did you mean",
     "algorithms={sam: {}, asam: {}}": "algorithms: sam and asam cannot be combined",
+    "algorithms={SAM: {}, a_sam: {}}": "algorithms: SAM and a_sam cannot be combined",
+    "callbacks={speed_monitor: {window_size:3}}": (
+        "callbacks.speed_monitor: unknown argument 'window_size:3'; did you mean 'window_size'?; write a space after"
+    ),
     "load_path=nothing.pt": "load_path: no such file: nothing.pt",
 }
 

@@ -96,3 +96,19 @@ def test_wrong_rows_are_one_line(write: Write, rows: str, message: str) -> None:
     with pytest.raises(RecipeError) as error:
         load_recipe(write(f"{TINY}{rows}\n"))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_method_that_is_asked_for_takes_the_place_of_the_files_own(write: Write) -> None:
+    path = write(TINY + "algorithms: {mixup: {}, SAM: {rho: 0.1}}\n")
+    assert load_recipe(path).algorithms == {"mixup": {}, "SAM": {"rho": 0.1}}
+    for nothing in ("null", "sgd", "SGD"):
+        assert load_recipe(path, [f"method={nothing}"]).algorithms == {"mixup": {}}
+    assert load_recipe(path, ["method=aesam"]).algorithms == {"mixup": {}, "aesam": {}}
+    assert load_recipe(path, ["method=sam"]).algorithms == {"mixup": {}, "sam": {}}
+    assert load_recipe(path, ["optimizer.name=adam", "method=adam"]).algorithms == {"mixup": {}}
+
+
+@pytest.mark.parametrize("method", ["look_sam", "LookSAM", "B"])
+def test_a_method_in_any_spelling(write: Write, method: str) -> None:
+    algorithms = load_recipe(write(TINY + ROWS), [f"method={method}"]).algorithms
+    assert algorithms == ({"sam": {"rho": 0.5}} if method == "B" else {"mixup": {}, "looksam": {}})

@@ -77,6 +77,15 @@ def test_another_name_replaces_the_section(write: Write) -> None:
     assert load_recipe(path, ["optimizer.name=adamw"]).optimizer == {"name": "adamw", "eps": 0.1}
 
 
+def test_another_spelling_is_the_same_section(write: Write) -> None:
+    assert load_recipe(write(), ["optimizer.name=SGD"]).optimizer == {"name": "SGD", "lr": 0.1}
+
+
+@pytest.mark.parametrize("name", ["007", "12e4567", "1e3", "0x1f", "2024-01-01", "a.b", "no"])
+def test_text_is_taken_as_it_stands(write: Write, name: str) -> None:
+    assert load_recipe(write(), [f"run_name={name}"]).run_name == name
+
+
 @pytest.mark.parametrize(
     ("delta", "left"),
     [
@@ -127,6 +136,8 @@ ERRORS = {
     "base: [a.yaml]": "base: ['a.yaml'] is not a path",
     "base: .": ".: no such recipe; ",
     "dataloader: [1]": "dataloader: ",
+    "run_name: 1e3": "run_name: must be text, or null, got 1000.0",
+    "max_duration: 1e99ep": "max_duration: must be a duration > 0",
 }
 """What is wrong with a line of a recipe that is right but for it."""
 

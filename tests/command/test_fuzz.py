@@ -129,9 +129,11 @@ def test_any_recipe_is_one_line_or_a_trained_network(
     for case in range(part, CASES, 4):
         dice = random.Random(case)
         path = write(text_of(mutated(dice), dice))
-        code = main(["train", str(path), "progress_bar=false", "save_folder=null", f"run_name=case{case}"])
-        out, err = capfd.readouterr()
+        argv = [str(path), "progress_bar=false", "save_folder=null", f"run_name=case{case}"]
+        valid, (_, problem) = main(["validate", *argv]), capfd.readouterr()
+        code, (out, err) = main(["train", *argv]), capfd.readouterr()
         told = f"case {case}: exit {code}\n{path.read_text()}\n{out}\n{err}"
+        assert valid in (0, 2) and (valid == 0 or (code, err) == (2, problem)), told + problem
         if code == 0:
             trained += 1
             assert out.count("\n") >= 9 and "log" in out, told

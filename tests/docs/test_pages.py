@@ -91,3 +91,15 @@ def test_the_table_of_logged_keys_is_complete() -> None:
         for _ in steps(model, optimizer, make_batches(8)):
             logged |= set(optimizer.metrics)
     assert logged | {"recalibration/forwards"} == keys
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, page in PAGES.items() if "```yaml" in page.read_text(encoding="utf-8")]
+)
+def test_the_recipes_of_a_page_are_valid(name: str, tmp_path: Path) -> None:
+    found = re.findall(r"^ *```yaml\n(.*?)^ *```", PAGES[name].read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for text in "---\n".join(found).split("---\n"):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text if "base:" in text else f"base: digits\n{text}")
+        own = [method for method in METHODS if f"  {method}:" in text]
+        assert main(["validate", str(path), *(f"method={method}" for method in own[:1] if "method:" not in text)]) == 0

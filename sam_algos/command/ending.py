@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sam_algos.recipes.run import Run
 
-_OF_RECIPES = ("omegaconf", "yaml", "composer", "torchvision", "sklearn", "scipy", "matplotlib", "tqdm")
+_OF_RECIPES = ("torch", "omegaconf", "yaml", "composer", "torchvision", "sklearn", "scipy", "matplotlib", "tqdm")
 """What the extra ``recipes`` brings, by the names of the modules."""
 
 _SIGNALLED = (130, 143)  # 128 + SIGINT or SIGTERM: Composer's signal handlers exit with them
@@ -58,7 +58,7 @@ def installed(end: Ending) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _OF_RECIPES:
+        if not _is_missing(error):
             raise
         end.code = 2
         _say(f"error: {error.name} is not installed: pip install 'sam_algos[recipes]'")
@@ -85,8 +85,6 @@ def ending(end: Ending, *, traceback: bool) -> Iterator[None]:
         _say("interrupted" + _files())
     except BrokenPipeError:  # only the results go to standard output, and whoever reads them has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except ModuleNotFoundError:
-        raise
     except RecipeError as error:
         _files()
         if traceback:
@@ -94,6 +92,8 @@ def ending(end: Ending, *, traceback: bool) -> Iterator[None]:
         end.code = 2
         _say(f"error: {error}")
     except Exception as error:  # whatever stopped the training: one line, and where to look
+        if _is_missing(error):
+            raise
         files = _files()
         if traceback:
             raise
@@ -102,6 +102,11 @@ def ending(end: Ending, *, traceback: bool) -> Iterator[None]:
         print(f"error: {what}{files}", file=sys.stderr, flush=True)
     finally:
         _running.clear()
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether it says that a library is missing that the extra would bring."""
+    return isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _OF_RECIPES
 
 
 def _say(line: str) -> None:

@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 
 _TRAINER_ARGUMENTS = inspect.signature(Trainer).parameters
 
-_INESSENTIAL = ("progress_bar", "log_to_console", "python_log_level", "dist_timeout", "dataloader", "variables")
+_INESSENTIAL = (
+    "progress_bar", "log_to_console", "python_log_level", "dist_timeout", "dataloader", "variables", "device",
+    "device_train_microbatch_size", "global_eval_batch_size", "save_interval", "save_num_checkpoints_to_keep",
+)  # fmt: skip
+"""What may differ where the results of a run are asked for again."""
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,15 @@ def test_a_reader_of_the_progress_that_has_gone_stops_nothing(write: Write, monk
     assert len([line for line in read_metrics(Path("runs/on/metrics.jsonl")) if "step_seconds" in line]) == 3
 
 
+def test_another_library_that_is_missing_is_one_line(
+    write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "fit", fails(ModuleNotFoundError("No module named 'wandb'", name="wandb")))
+    assert train.main([str(write())]) == 1
+    message = "error: ModuleNotFoundError: No module named 'wandb' (--traceback shows where); no training step ran"
+    assert capsys.readouterr().err.startswith(message)
+
+
 def test_an_algorithm_that_is_not_made_for_the_data_is_named(write: Write, capsys: Capture) -> None:
     text = {"name": "hf_causal_lm", "config": {"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 8}}
     overrides = [f"model={json.dumps(text)}", "train_dataset={name: python_docs, block_size: 16}"]

@@ -156,7 +156,10 @@ class Method(Options, WrapsOptimizer, ABC):
         if not isinstance(model, torch.nn.Module):
             raise ValueError(f"{name}.wrap(model={model!r}): model must be a torch.nn.Module.")
         if total_steps is None and parts.reader("reads_progress") is not None:
-            raise ValueError(f"{name}.wrap(total_steps=None): this method's schedule needs an integer >= 1.")
+            raise ValueError(
+                f"{name}.wrap(total_steps=None): this method's schedule "
+                "needs the number of steps of the whole training, an integer >= 1."
+            )
         if not (total_steps is None or (type(total_steps) is int and total_steps >= 1)):
             raise ValueError(f"{name}.wrap(total_steps={total_steps!r}): total_steps must be an integer >= 1.")
         refuse_fsdp1(name, model)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  sam-algos compare digits                                        plain SGD and AE-SAM, about a minute
+  sam-algos compare digits                                        plain SGD and AE-SAM, about half a minute
   sam-algos compare digits --methods sgd,sam,aesam,momentumsam_recalibrated --seeds 5
   sam-algos compare mine.yaml --methods adamw,aesam run_name=first autoresume=true
 

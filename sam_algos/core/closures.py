@@ -178,7 +178,7 @@ class _Strangers:
         if self._param.grad is self._mark and not bool(local(self._mark).isfinite().all()):
             self._param.grad = self._gradient
             raise RuntimeError(
-                "The parameters held gradients when step(closure) began, and the closure did not zero them. Backward "
+                "The parameters held gradients when the step began, and the closure did not zero them. Backward "
                 "passes outside the closure cannot be repeated at the perturbed weights: let the closure run all "
                 "microbatches of the step, or zero the gradients before it."
             )

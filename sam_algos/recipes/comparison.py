@@ -51,6 +51,7 @@ def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
             "metric": result.summary.headline and result.summary.headline.name,
             "value": result.summary.headline and result.summary.headline.value,
             "fraction": result.summary.fraction,
+            "steps": result.summary.steps,
             "gradients": result.summary.gradients,
             "train_seconds": result.summary.train_seconds,
             "steady_seconds": result.summary.steady_seconds,
@@ -75,7 +76,18 @@ def table(results: Sequence[Result]) -> str:
     methods = _by_method(results)
     first = next(iter(methods.values()))
     several = len(first) > 1
-    lines = [["method", _metric(results), *(["difference"] if several else []), "SAM", "gradients", "time", ""]]
+    lines = [
+        [
+            "method",
+            _metric(results),
+            *([f"to {first[0].method}"] if several else []),
+            "SAM",
+            "steps",
+            "gradients",
+            "time",
+            "",
+        ]
+    ]
     for runs in methods.values():
         values = [run.value for run in runs]
         seconds, base = (statistics.fmean(run.summary.steady_seconds for run in some) for some in (runs, first))
@@ -83,6 +95,7 @@ def table(results: Sequence[Result]) -> str:
         lines.append([
             runs[0].method, _mean(values), *(["" if runs is first else _mean(differences, "+")] if several else []),
             f"{100 * statistics.fmean(run.summary.fraction for run in runs):.1f} %",
+            f"{statistics.fmean(run.summary.steps for run in runs):.0f}",
             f"{statistics.fmean(run.summary.gradients for run in runs):.0f}",
             f"{seconds:.1f} s", f"x {seconds / base:.2f}" if base else "",
         ])  # fmt: skip
@@ -90,8 +103,8 @@ def table(results: Sequence[Result]) -> str:
     text = "\n".join(
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
     )
-    note = "" if several else "\nOne training each: --seeds 5 tells what is more than chance."
-    return text + note
+    chance = "" if several else "\nOne training each: --seeds 5 tells what is more than chance."
+    return f"{text}\n\nTime is that of the steps, each kind at its median.{chance}"
 
 
 def draw(results: Sequence[Result], path: Path) -> Path:

@@ -84,6 +84,12 @@ class Progress(LoggerDestination):
             self._bar.close()
             self._bar = None
 
+    def say(self, line: str) -> None:
+        """Print a line."""
+        if self._stream is not None:
+            with contextlib.suppress(BrokenPipeError):  # whoever reads it has seen enough; training goes on
+                print(line, file=self._stream, flush=True)
+
     def _line(self, state: State) -> None:
         now, words = time.perf_counter(), [_position(state, ended=True)]
         if self._losses:
@@ -93,9 +99,7 @@ class Progress(LoggerDestination):
         if (fraction := self._metrics.get("sam/fraction")) is not None:
             words.append(f"SAM {100 * fraction:5.1f} %")
         words.append(f"{now - self._since:.1f} s")
-        if self._stream is not None:
-            with contextlib.suppress(BrokenPipeError):  # whoever reads it has seen enough; training goes on
-                print("  ".join(words), file=self._stream, flush=True)
+        self.say("  ".join(words))
         self._since, self._losses, self._metrics = now, [], {}
 
 

@@ -103,7 +103,10 @@ class Run:
             RecipeError: If one of Composer's algorithms fails before the first step: it is not made for the data.
         """
         if self.settings.autoresume and self.complete:
+            self.progress.say(f"{self.folder} is complete: nothing was trained")
             return
+        if self.began:
+            self.progress.say(f"going on after batch {self.began}, from {self.trainer.state.load_path}")
         try:
             self.trainer.fit()
         except Exception as error:
@@ -140,8 +143,7 @@ class Run:
         """
         if dist.get_global_rank() != 0:
             return
-        # A name that is taken would keep the file from being run again; to resume, it has to be the same.
-        again = recipe if recipe.autoresume else replace(recipe, run_name=None)
+        again = replace(recipe, run_name=None, autoresume=False)  # by its own name it would be this run
         try:
             if recipe.autoresume and self.complete and self.recipe.exists():
                 _refuse_changes(self.recipe, again)

@@ -57,8 +57,8 @@ def test_an_interrupted_comparison_goes_on(write: Write, capsys: Capture, monkey
     captured = capsys.readouterr()
     assert len(fitted) == 4
     assert captured.err.splitlines()[0] == "[1/4] sgd, seed 0"
-    assert re.search(r"^method +accuracy % +difference +SAM +gradients +time\n", captured.out, re.M)
-    assert re.search(r"^asam +\d+\.\d\d ± \d+\.\d\d +[-+]\d+\.\d\d ± \d+\.\d\d +100\.0 % +2 ", captured.out, re.M)
+    assert re.search(r"^method +accuracy % +to sgd +SAM +steps +gradients +time\n", captured.out, re.M)
+    assert re.search(r"^asam +\d+\.\d\d ± \d+\.\d\d +[-+]\d+\.\d\d ± \d+\.\d\d +100\.0 % +1 +2 ", captured.out, re.M)
 
 
 def test_everything_is_checked_before_anything_is_trained(write: Write, capsys: Capture) -> None:

@@ -146,3 +146,16 @@ def test_the_line_of_a_run_that_ends_within_an_epoch_has_its_accuracy(write: Wri
     first, second = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"batch 3/5  loss [\d.]+  accuracy +[\d.]+ %  [\d.]+ s", first)
     assert re.fullmatch(r"batch 5/5  loss [\d.]+  accuracy +[\d.]+ %  [\d.]+ s", second)
+
+
+def test_a_resume_says_where_it_goes_on(write: Write, capsys: Capture) -> None:
+    argv = [str(write()), "run_name=on", "autoresume=true", "progress_bar=true"]
+    said = []
+    for duration in ("1ep", "2ep", "2ep"):
+        assert train.main([*argv, f"max_duration={duration}"]) == 0
+        said.append(capsys.readouterr().err.splitlines())
+    assert [len(lines) for lines in said] == [1, 2, 1]
+    assert said[1][0].startswith("going on after batch 1, from ")
+    assert said[2] == ["runs/on is complete: nothing was trained"]
+    assert train.main(["runs/on/recipe.yaml"]) == 0  # a run of its own
+    assert len(list(Path("runs").iterdir())) == 2

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = import_module(f"sam_algos.command.{_MODULES.get(name, name)}")
         # No formatter that folds lines: descriptions and examples are laid out by hand.
         parser = argparse.ArgumentParser(
-            prog=f"sam-algos {name}", description=COMMANDS[name].capitalize() + ".", epilog=command.epilog(),
+            prog=f"sam-algos {name}", description=COMMANDS[name].capitalize() + ".", epilog=command.EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         command.add_arguments(parser)

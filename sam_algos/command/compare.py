@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sam_algos.recipes import Recipe
     from sam_algos.recipes.comparison import Result
 
-_EXAMPLES = """\
+EPILOG = """\
 examples:
   sam-algos compare digits                                        plain SGD and AE-SAM, about half a minute
   sam-algos compare digits --methods sgd,sam,aesam,momentumsam_recalibrated --seeds 5
@@ -27,11 +27,6 @@ A method is a row of the recipe's table, or any method with its defaults; the op
 trained once a seed, one after the other; what is done stays, and with a run_name and autoresume=true an
 interrupted comparison goes on.
 """
-
-
-def epilog() -> str:
-    """The examples."""
-    return _EXAMPLES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,38 +53,36 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _methods(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """What is compared: labels, and the values of ``method``."""
-    from sam_algos.recipes import RecipeError, find, load_recipe, methods_of
+def _methods(args: argparse.Namespace) -> list[str]:
+    """What is compared."""
+    from sam_algos.recipes import RecipeError, find, load_recipe
 
     given = find(args.recipe).method or next((o for o in args.overrides if o.startswith("method=")), None)
     if given is not None:
         raise RecipeError("--methods", f"says what is compared: write --methods sgd,{given.removeprefix('method=')}")
     if args.methods is None:
-        plain = load_recipe(args.recipe, [*args.overrides, "method=null"]).optimizer["name"]
-        rows = methods_of(args.recipe)
-        return [(plain, plain if plain in rows else "null"), ("aesam", "aesam")]
+        return [load_recipe(args.recipe, [*args.overrides, "method=null"]).optimizer["name"], "aesam"]
     methods = dict.fromkeys(name.strip() for name in args.methods.split(",") if name.strip())
     if not methods:
         raise RecipeError("--methods", "names no method")
-    return [(name, name) for name in methods]
+    return list(methods)
 
 
-def _recipes(args: argparse.Namespace, methods: list[tuple[str, str]]) -> list[tuple[str, Recipe]]:
+def _recipes(args: argparse.Namespace, methods: list[str]) -> list[tuple[str, Recipe]]:
     """Every recipe that will be trained, all of them checked before the first is."""
     from sam_algos.recipes import RecipeError, check_names, load_recipe
 
     found = []
     for number in range(args.seeds):
-        for label, method in methods:
+        for method in methods:
             recipe = load_recipe(args.recipe, [*args.overrides, f"method={method}"])
             seed = recipe.seed + number
             if number:
                 recipe = load_recipe(args.recipe, [*args.overrides, f"method={method}", f"seed={seed}"])
             check_names(recipe)
             if recipe.bootstrap:
-                raise RecipeError("bootstrap", f"{label} trains several times; compare trains each method once")
-            found.append((label, _inside(recipe, label if args.seeds == 1 else f"{label}-seed{seed}")))
+                raise RecipeError("bootstrap", f"{method} trains several times; compare trains each method once")
+            found.append((method, _inside(recipe, method if args.seeds == 1 else f"{method}-seed{seed}")))
     _refuse_another(found[0][1])
     return found
 

@@ -11,10 +11,7 @@ from sam_algos.command.cards import plain
 
 _GROUPS = ("method", "policy", "perturbation", "descent", "samples", "schedule", "algorithm")
 
-
-def epilog() -> str:
-    """The examples."""
-    return "examples:\n  sam-algos explain aesam\n  sam-algos explain gradient_norm\n"
+EPILOG = "examples:\n  sam-algos explain aesam\n  sam-algos explain gradient_norm\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

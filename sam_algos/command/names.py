@@ -24,10 +24,7 @@ _GROUPS = (
     "loggers",
 )
 
-
-def epilog() -> str:
-    """The examples."""
-    return "examples:\n  sam-algos list\n  sam-algos list methods\n  sam-algos list recipes --json\n"
+EPILOG = "examples:\n  sam-algos list\n  sam-algos list methods\n  sam-algos list recipes --json\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,18 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 
-from sam_algos.command.arguments import add_json, add_recipe
+from sam_algos.command.arguments import add_json, add_recipe, recipe_of
 
-_EXAMPLES = """\
+EPILOG = """\
 examples:
   sam-algos show digits/sam
   sam-algos show cifar10/resnet18 variables.data_path=/data
 """
-
-
-def epilog() -> str:
-    """The examples."""
-    return _EXAMPLES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,10 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the recipe at once, then what takes the model and the data to know."""
-    from sam_algos.recipes import check_names, dump_recipe, load_recipe
+    from sam_algos.recipes import dump_recipe
 
-    recipe = load_recipe(args.recipe, args.overrides)
-    check_names(recipe)
+    recipe = recipe_of(args)
     if not args.json:
         print(dump_recipe(recipe), flush=True)
     from sam_algos.recipes.size import size_of

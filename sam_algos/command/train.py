@@ -6,16 +6,18 @@ import argparse
 import json
 import time
 import warnings
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from sam_algos.command.arguments import add_json, add_recipe
+from sam_algos.command.arguments import add_json, add_recipe, recipe_of
 from sam_algos.command.ending import rank, running
+from sam_algos.recipes.schema import describe
 
 if TYPE_CHECKING:
     from sam_algos.recipes import Recipe
     from sam_algos.recipes.run import Run
 
-_EXAMPLES = """\
+EPILOG = f"""\
 examples:
   sam-algos train digits
   sam-algos train digits/sam                       the same as: sam-algos train digits method=sam
@@ -25,14 +27,7 @@ examples:
   composer -n 2 -m sam_algos.train cifar10/wrn28_10/sam variables.data_path=/data
 
 keys of a recipe and of overrides (dotted: section.key=value):
-"""
-
-
-def epilog() -> str:
-    """The examples, and the keys of a recipe."""
-    from sam_algos.recipes.schema import describe
-
-    return _EXAMPLES + describe()
+{describe()}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,12 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print the table."""
-    from sam_algos.recipes import check_names, find, load_recipe
+    from sam_algos.recipes import find
 
     start = time.perf_counter()
-    recipe = load_recipe(args.recipe, args.overrides)
-    check_names(recipe)
-    done = train(recipe, find(args.recipe).label)
+    done = train(recipe_of(args), find(args.recipe).label)
     if rank() == 0:
         rows = _json(done) if args.json else _table(done, time.perf_counter() - start)
         print(rows, flush=True)
@@ -72,11 +65,12 @@ def train(recipe: Recipe, label: str) -> Run:
 
     # Smoothed and mixed labels add up to one but for rounding, of which Composer warns.
     warnings.filterwarnings("ignore", message="Some targets have less than 1 total probability")
-    run = None
-    for run in trainings(recipe, label):
-        running(run)
-        run.fit()
-    assert run is not None
+    return deque(map(_fitted, trainings(recipe, label)), maxlen=1).pop()
+
+
+def _fitted(run: Run) -> Run:
+    running(run)
+    run.fit()
     return run
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from sam_algos.command.arguments import add_json, add_recipe
+from sam_algos.command.arguments import add_json, add_recipe, recipe_of
 
-_EXAMPLES = """\
+EPILOG = """\
 examples:
   sam-algos validate mine.yaml max_duration=20ep
   sam-algos validate --json mine.yaml        {"valid": false, "where": "...", "problem": "..."}
@@ -15,11 +15,6 @@ examples:
 Keys, names, arguments and ranges are checked. What only the data, the device and the libraries can tell
 is found when training begins, before its first step.
 """
-
-
-def epilog() -> str:
-    """The examples."""
-    return _EXAMPLES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the recipe."""
-    from sam_algos.recipes import RecipeError, check_names, load_recipe
+    from sam_algos.recipes import RecipeError
 
     try:
-        check_names(load_recipe(args.recipe, args.overrides))
+        recipe_of(args)
     except RecipeError as error:
         if not args.json:
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import shutil
 import time
 from dataclasses import replace
@@ -49,8 +48,8 @@ def make_folder(recipe: Recipe, name: str) -> tuple[Recipe, tuple[Path, ...]]:
 def _claim(recipe: Recipe, name: str) -> tuple[str, tuple[Path, ...]]:
     """A run name and the folders made for it: making one is how two runs of the same second tell who is first."""
     own = recipe.run_name or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in itertools.count(1):
-        run_name = own if number == 1 else f"{own}-{number}"
+    number, run_name = 1, own
+    while True:
         folder = Path(recipe.run_folder.format(run_name=run_name))
         missing: tuple[Path, ...] = ()
         try:
@@ -58,6 +57,8 @@ def _claim(recipe: Recipe, name: str) -> tuple[str, tuple[Path, ...]]:
             folder.mkdir(parents=True, exist_ok=recipe.autoresume)
         except FileExistsError:
             if recipe.run_name is None and "{run_name" in recipe.run_folder:
+                number += 1
+                run_name = f"{own}-{number}"
                 continue
             where = "run_name" if "{run_name" in recipe.run_folder else "run_folder"
             problem = f"{folder} exists; take another name, or go on with autoresume=true"
@@ -66,7 +67,6 @@ def _claim(recipe: Recipe, name: str) -> tuple[str, tuple[Path, ...]]:
             _remove_empty(missing)
             raise RecipeError("run_folder", f"cannot make {folder}: {error.strerror or error}") from error
         return run_name, missing
-    raise AssertionError  # pragma: no cover
 
 
 def remove_folders(made: tuple[Path, ...]) -> None:

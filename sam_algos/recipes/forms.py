@@ -102,7 +102,7 @@ def describe(factory: Callable[..., Any], hidden: Container[str] = ()) -> Form:
         >>> describe(LookSAM).arguments["k"]
         Argument(kinds=('an integer >= 1',), default='5')
     """
-    hints, arguments = _hints(factory), {}
+    hints, arguments = hints_of(factory), {}
     parameters = inspect.signature(factory).parameters
     for name, parameter in parameters.items():
         if name not in hidden and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -218,7 +218,15 @@ def _choices(kind: str) -> tuple[Any, ...]:
     return tuple(ast.literal_eval(f"[{kind.removeprefix(_ONE_OF)}]"))
 
 
-def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the arguments of a class or a function, with their ranges.
+
+    Args:
+        factory (Callable): The class or function.
+
+    Returns:
+        dict[str, Any]: Empty where they cannot be told.
+    """
     annotated: Any = factory
     if inspect.isclass(factory) and not hasattr(factory, "__dataclass_fields__"):
         annotated = factory.__init__

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import enum
-import inspect
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from sam_algos.recipes.errors import BadArgument, RecipeError, unknown
-from sam_algos.recipes.forms import check, describe
+from sam_algos.recipes.forms import check, describe, hints_of
 
 T = TypeVar("T")
 
@@ -106,12 +105,7 @@ def construct(where: str, factory: Callable[..., T], arguments: Mapping[str, Any
 
 def _enumerations(factory: Callable[..., Any]) -> dict[str, list[Any]]:
     """The arguments that are members of an enumeration, which YAML writes as their values."""
-    annotated: Any = factory.__init__ if inspect.isclass(factory) else factory
-    try:
-        hints = typing.get_type_hints(annotated)
-    except (NameError, TypeError):
-        return {}
-    options = {name: typing.get_args(hint) or (hint,) for name, hint in hints.items()}
+    options = {name: typing.get_args(hint) or (hint,) for name, hint in hints_of(factory).items()}
     found = {name: [option for option in some if isinstance(option, enum.EnumMeta)] for name, some in options.items()}
     return {name: classes for name, classes in found.items() if classes}
 

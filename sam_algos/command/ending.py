@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sam_algos.recipes.run import Run
 
-_OF_RECIPES = ("torch", "omegaconf", "yaml", "composer", "torchvision", "sklearn", "scipy", "matplotlib", "tqdm")
+_OF_RECIPES = (
+    "torch",
+    "omegaconf",
+    "yaml",
+    "composer",
+    "torchvision",
+    "sklearn",
+    "scipy",
+    "mnist1d",
+    "matplotlib",
+    "tqdm",
+)
 """What the extra ``recipes`` brings, by the names of the modules."""
 
 _SIGNALLED = (130, 143)  # 128 + SIGINT or SIGTERM: Composer's signal handlers exit with them
@@ -41,6 +52,18 @@ def running(run: Run) -> None:
         run (Run): Takes the place of the one before.
     """
     _running[:] = [run]
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Leave the files of the run in order, whatever ends it, and let another process say what it was."""
+    try:
+        yield
+    except BaseException:
+        _files()
+        raise
+    finally:
+        _running.clear()
 
 
 def rank() -> int:

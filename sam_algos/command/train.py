@@ -48,12 +48,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def train(recipe: Recipe, label: str) -> Run:
+def train(recipe: Recipe, label: str, *, quiet: bool = False) -> Run:
     """Train a recipe, with all rounds of its ``bootstrap``.
 
     Args:
         recipe (Recipe): Resolved, and its names checked.
         label (str): What a run without a name is called, before the time.
+        quiet (bool, optional): Whether to say nothing meanwhile. Default: ``False``.
 
     Returns:
         Run: The last training, done.
@@ -65,11 +66,13 @@ def train(recipe: Recipe, label: str) -> Run:
 
     # Smoothed and mixed labels add up to one but for rounding, of which Composer warns.
     warnings.filterwarnings("ignore", message="Some targets have less than 1 total probability")
-    return deque(map(_fitted, trainings(recipe, label)), maxlen=1).pop()
+    return deque((_fitted(run, quiet) for run in trainings(recipe, label)), maxlen=1).pop()
 
 
-def _fitted(run: Run) -> Run:
+def _fitted(run: Run, quiet: bool) -> Run:
     running(run)
+    if quiet:
+        run.progress.silence()
     run.fit()
     return run
 

@@ -8,7 +8,10 @@ imports neither torch nor Composer.
 from sam_algos.recipes.check import check_names
 from sam_algos.recipes.errors import RecipeError
 from sam_algos.recipes.find import find, shipped
-from sam_algos.recipes.load import dump_recipe, load_recipe, methods_of
+from sam_algos.recipes.load import comparison_of, dump_recipe, load_recipe, methods_of
 from sam_algos.recipes.schema import Recipe
 
-__all__ = ["Recipe", "RecipeError", "check_names", "dump_recipe", "find", "load_recipe", "methods_of", "shipped"]
+__all__ = [
+    "Recipe", "RecipeError", "check_names", "comparison_of", "dump_recipe", "find", "load_recipe", "methods_of",
+    "shipped",
+]  # fmt: skip

@@ -9,6 +9,7 @@ from sam_algos.recipes.catalogue import catalogue
 from sam_algos.recipes.errors import unknown
 from sam_algos.recipes.merge import lay
 from sam_algos.recipes.names import spelling
+from sam_algos.recipes.schema import FILE_KEYS
 
 _Tree = dict[str, Any]
 
@@ -24,13 +25,13 @@ def with_method(tree: _Tree, method: Any, layers: Iterable[_Tree], *, instead: b
         instead (bool): Whether `method` was asked for in place of what the file trains with.
 
     Returns:
-        dict: Without ``method`` and ``methods``; with ``algorithms.NAME`` where `method` is a sharpness-aware one.
+        dict: Without ``FILE_KEYS``; with ``algorithms.NAME`` where `method` is a sharpness-aware one.
 
     Raises:
         RecipeError: If there is no such method.
     """
     rows = tree.get("methods") or {}
-    tree = {key: value for key, value in tree.items() if key not in ("method", "methods")}
+    tree = {key: value for key, value in tree.items() if key not in FILE_KEYS}
     known = catalogue().groups["method"] if method is not None or instead else {}
     if instead and isinstance(tree.get("algorithms"), dict):
         others = {name for name in tree["algorithms"] if _known(name, known) is not None}

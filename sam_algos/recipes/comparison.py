@@ -1,16 +1,20 @@
-"""Several trainings side by side: a table, and a picture of what they did."""
+"""Several trainings side by side: a table, a sentence that says what was seen, and a picture."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import t as student
 
-from sam_algos.recipes.records import Summary, headline, read_metrics
+from sam_algos.recipes.summaries import Summary, read_metrics
+
+_WIDTH = 60
 
 
 @dataclass(frozen=True)
@@ -18,21 +22,38 @@ class Result:
     """One training.
 
     Args:
-        method (str): What it was trained with.
+        method (str): The row of the recipe, or the method, that it was trained with.
         seed (int): Its seed.
         folder (Path): Where its metrics lie, as ``metrics.jsonl``.
         summary (Summary): What it came to.
+        title (str): The method's name in a sentence.
+        decides (bool): Whether the method decides on each step if it is sharp.
+        evaluated_on (str): The data that the metric is of, in words.
     """
 
     method: str
     seed: int
     folder: Path
     summary: Summary
+    title: str
+    decides: bool
+    evaluated_on: str
 
     @property
     def value(self) -> float:
         """Its headline metric; NaN where none was logged."""
         return float("nan") if self.summary.headline is None else self.summary.headline.value
+
+    @property
+    def sharp_fraction(self) -> float | None:
+        """The fraction of sharp steps, None where nothing decides."""
+        return self.summary.fraction if self.decides else None
+
+    @property
+    def shown(self) -> str:
+        """Its outcome in a few words."""
+        found = self.summary.headline
+        return "not evaluated" if found is None else f"{found.name} {found.shown}"
 
 
 def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
@@ -51,8 +72,10 @@ def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
             "metric": result.summary.headline and result.summary.headline.name,
             "value": result.summary.headline and result.summary.headline.value,
             "fraction": result.summary.fraction,
+            "sharp_fraction": result.sharp_fraction,
             "steps": result.summary.steps,
             "gradients": result.summary.gradients,
+            "cpu_seconds": result.summary.cpu_seconds,
             "train_seconds": result.summary.train_seconds,
             "steady_seconds": result.summary.steady_seconds,
             "folder": str(result.folder),
@@ -61,57 +84,182 @@ def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
     ]
 
 
-def table(results: Sequence[Result]) -> str:
-    """The results as a table: a row for each method, means over its seeds.
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds.
 
-    Times are those of steps, at the median of each kind. With several seeds there is Student's 95 % interval of the
-    mean, and of the difference to the first method, seed by seed.
+    Args:
+        mean (float): The mean.
+        half (float | None): Half the width of Student's 95 % confidence interval; None for a single value.
+    """
+
+    mean: float
+    half: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """The estimate from one value for each seed."""
+        if len(values) < 2:
+            return cls(values[0], None)
+        half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+        return cls(statistics.fmean(values), float(half))
+
+    def shown(self, digits: int, sign: str = "") -> str:
+        """``79.4 ± 0.3``."""
+        mean = f"{self.mean:{sign}.{digits}f}"
+        return mean if self.half is None else f"{mean} ± {self.half:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A method in the comparison.
+
+    Args:
+        method (str): As the recipe calls it.
+        title (str): Its name in a sentence.
+        value (Estimate): The metric.
+        difference (Estimate): To the first method, seed by seed.
+        gradients (float | None): All gradients of its trainings, over the first method's.
+        cpu_time (float | None): The same of the steps' CPU time; None on a GPU.
+        time (float | None): The same of their wall-clock time, each kind of step at its median.
+        sharp_fraction (float | None): The fraction of sharp steps, None where nothing decides.
+    """
+
+    method: str
+    title: str
+    value: Estimate
+    difference: Estimate
+    gradients: float | None
+    cpu_time: float | None
+    time: float | None
+    sharp_fraction: float | None
+
+
+def standings(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The table as plain values.
 
     Args:
         results (Sequence[Result]): All of them.
 
     Returns:
-        str: As people read it.
+        list[dict[str, Any]]: One for each method; see `Standing`.
     """
+    return [asdict(standing) for standing in _standings(results)]
+
+
+def _standings(results: Sequence[Result]) -> list[Standing]:
     methods = _by_method(results)
     first = next(iter(methods.values()))
-    several = len(first) > 1
-    lines = [
-        [
-            "method",
-            _metric(results),
-            *([f"to {first[0].method}"] if several else []),
-            "SAM",
-            "steps",
-            "gradients",
-            "time",
-            "",
-        ]
-    ]
-    for runs in methods.values():
-        values = [run.value for run in runs]
-        seconds, base = (statistics.fmean(run.summary.steady_seconds for run in some) for some in (runs, first))
-        differences = [run.value - other.value for run, other in zip(runs, first, strict=True)]
-        lines.append([
-            runs[0].method, _mean(values), *(["" if runs is first else _mean(differences, "+")] if several else []),
-            f"{100 * statistics.fmean(run.summary.fraction for run in runs):.1f} %",
-            f"{statistics.fmean(run.summary.steps for run in runs):.0f}",
-            f"{statistics.fmean(run.summary.gradients for run in runs):.0f}",
-            f"{seconds:.1f} s", f"x {seconds / base:.2f}" if base else "",
-        ])  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    return [_standing(runs, first) for runs in methods.values()]
+
+
+def _standing(runs: Sequence[Result], first: Sequence[Result]) -> Standing:
+    differences = [run.value - other.value for run, other in zip(runs, first, strict=True)]
+    fractions = [run.sharp_fraction for run in runs if run.sharp_fraction is not None]
+    return Standing(
+        runs[0].method,
+        runs[0].title,
+        Estimate.of([run.value for run in runs]),
+        Estimate.of(differences),
+        _ratio(runs, first, "gradients"),
+        _ratio(runs, first, "cpu_seconds"),
+        _ratio(runs, first, "steady_seconds"),
+        statistics.fmean(fractions) if fractions else None,
     )
-    chance = "" if several else "\nOne training each: --seeds 5 tells what is more than chance."
-    return f"{text}\n\nTime is that of the steps, each kind at its median.{chance}"
+
+
+def _ratio(runs: Sequence[Result], first: Sequence[Result], name: str) -> float | None:
+    """The ratio of two totals, None where one is not known or nothing was trained."""
+    totals = [[getattr(run.summary, name) for run in some] for some in (runs, first)]
+    known = None not in (*totals[0], *totals[1]) and sum(totals[1]) > 0
+    return sum(totals[0]) / sum(totals[1]) if known else None
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results as people read them: a row for each method, means over its seeds, and what the columns mean.
+
+    Args:
+        results (Sequence[Result]): All of them.
+
+    Returns:
+        str: At most 60 columns wide, unless names are long.
+    """
+    found = _standings(results)
+    digits = 1 if _is_accuracy(results) else 3
+    on_cpu = all(standing.cpu_time is not None for standing in found)
+    lines = [["method", _metric(results), f"vs {found[0].method}", "gradients", "CPU" if on_cpu else "time", "sharp"]]
+    for one in found:
+        time = one.cpu_time if on_cpu else one.time
+        lines.append([
+            one.method, one.value.shown(digits), "" if one is found[0] else one.difference.shown(digits, "+"),
+            "-" if one.gradients is None else f"{one.gradients:.2f}", "-" if time is None else f"{time:.2f}",
+            "" if one.sharp_fraction is None else f"{100 * one.sharp_fraction:.0f} %",
+        ])  # fmt: skip
+    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    text = "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+        for line in zip(*columns, strict=True)
+    )
+    return f"{text}\n\n{_caption(results, on_cpu)}"
+
+
+def _caption(results: Sequence[Result], on_cpu: bool) -> str:
+    seeds = sorted({result.seed for result in results})
+    time = "CPU time of the steps" if on_cpu else "time of the steps"
+    words = [f"On {results[0].evaluated_on}, evaluated after the last step."]
+    if len(seeds) > 1:
+        words.append(
+            f"Seeds {seeds[0]} to {seeds[-1]}: mean ± 95 % confidence interval; differences are paired by seed."
+        )
+    words.append(f"Gradients and {time} are totals, relative to {results[0].method}.")
+    if any(result.decides for result in results):
+        words.append("Sharp: the fraction of steps on which the method chose to pay for sharpness.")
+    return textwrap.fill(" ".join(words), _WIDTH)
+
+
+def conclusion(results: Sequence[Result]) -> str:
+    """What was seen, in one sentence: of the methods that are better than the first beyond their interval the cheapest.
+
+    Args:
+        results (Sequence[Result]): All of them.
+
+    Returns:
+        str: Whichever way it came out.
+    """
+    first, *others = _standings(results)
+    if any(result.summary.headline is None for result in results):
+        return "Nothing was evaluated, so nothing can be said."
+    sign, unit = (1, "points ") if _is_accuracy(results) else (-1, f"in {_metric(results)} ")
+    if not others:
+        return f"{first.title} was trained alone: there is nothing to compare it with."
+    clear = [
+        one for one in others if one.difference.half is not None and sign * one.difference.mean > one.difference.half
+    ]
+    if clear:
+        cheapest = min(clear, key=lambda one: (round(one.gradients or 0, 2), -sign * one.difference.mean))
+        return f"{_compared(cheapest, first, sign, unit)}."
+    best = max(others, key=lambda one: sign * one.difference.mean)
+    said = _compared(best, first, sign, unit)
+    if best.difference.half is None:
+        return f"In a single run each, which is mostly noise, {said}; --seeds 5 adds confidence intervals."
+    return f"No method is clearly better than {first.title}: {said}."
+
+
+def _compared(one: Standing, first: Standing, sign: int, unit: str) -> str:
+    digits = 1 if unit == "points " else 3
+    size = Estimate(abs(one.difference.mean), one.difference.half).shown(digits)
+    way = "better" if sign * one.difference.mean >= 0 else "worse"
+    ratio = one.gradients or 1.0
+    cost = "the same number of gradients" if abs(ratio - 1) < 0.005 else f"{ratio:.2f} times the gradients"
+    return f"{one.title} is {size} {unit}{way} than {first.title} for {cost}"
 
 
 def draw(results: Sequence[Result], path: Path) -> Path:
-    """Draw the metric over the steps, and for adaptive methods the statistic, the threshold and the decisions.
+    """Draw the metric against gradients, a point for each method; below it when adaptive methods took sharp steps.
 
     Args:
-        results (Sequence[Result]): All of them; of several seeds all curves are drawn, and the first one's decisions.
+        results (Sequence[Result]): All of them.
         path (Path): The picture, in any format that matplotlib writes.
 
     Returns:
@@ -119,44 +267,56 @@ def draw(results: Sequence[Result], path: Path) -> Path:
     """
     from matplotlib.figure import Figure
 
-    methods = _by_method(results)
-    adaptive = [runs[0] for runs in methods.values() if any("sam/threshold" in line for line in _steps(runs[0]))]
-    figure = Figure(figsize=(9, 3.4 * (1 + len(adaptive))), layout="constrained")
-    axes = figure.subplots(1 + len(adaptive), 1, squeeze=False)[:, 0]
-    for number, runs in enumerate(methods.values()):
-        for run in runs:
-            points = [(line["batch"], found.value) for line in read_metrics(run.folder / "metrics.jsonl")
-                      if (found := headline(line)) is not None]  # fmt: skip
-            label = run.method if run is runs[0] else None
-            axes[0].plot(*zip(*points, strict=True), "o-", ms=3, color=f"C{number}", label=label)
-    axes[0].set(xlabel="step", ylabel=_metric(results), title="Evaluations")
-    axes[0].legend()
-    for axis, run in zip(axes[1:], adaptive, strict=True):
-        _draw_decisions(axis, run)
-    figure.savefig(path, dpi=130)
+    adaptive = [runs for runs in _by_method(results).values() if runs[0].decides and runs[0].summary.steps]
+    heights = [3.6, *(1.5 for _ in adaptive)]
+    figure = Figure(figsize=(7, sum(heights)), layout="constrained")
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    _draw_standings(axes[0], results)
+    for axis, runs in zip(axes[1:], adaptive, strict=True):
+        _draw_decisions(axis, runs)
+    figure.savefig(path, dpi=150)
     return path
 
 
-def _draw_decisions(axis: Any, run: Result) -> None:
-    steps = [line for line in _steps(run) if line.get("sam/statistic") is not None]
-    sharp = [line for line in steps if line["sam/applied"]]
-    axis.plot(*_columns(steps, "sam/statistic"), lw=0.8, color="0.6", label="statistic")
-    axis.plot(*_columns(steps, "sam/threshold"), lw=1.2, color="C1", label="threshold")
-    share = len(sharp) / len(steps)
-    axis.plot(*_columns(sharp, "sam/statistic"), ".", ms=4, color="C3", label=f"sharp steps ({100 * share:.0f} %)")
-    positive = [line["sam/statistic"] for line in steps if line["sam/statistic"] > 0]
-    if len(positive) == len(steps) and max(positive) > 10 * min(positive):
-        axis.set_yscale("log")
-        axis.set_ylim(min(positive) / 2, max(positive) * 2)
-    axis.set(xlabel="step", ylabel="‖g‖², or its logarithm for a target", title=f"What {run.method} decided")
-    axis.legend()
+def _draw_standings(axis: Any, results: Sequence[Result]) -> None:
+    found = _standings(results)
+    for one, marker in zip(found, itertools.cycle("so^Dv<>p*h")):
+        axis.errorbar(
+            one.gradients or 1.0, one.value.mean, yerr=one.value.half, fmt=marker, ms=8, capsize=5, color="0.15",
+            mfc="white" if one is found[0] else "0.15",
+        )  # fmt: skip
+        axis.annotate(
+            one.title, (one.gradients or 1.0, one.value.mean), xytext=(10, 0), textcoords="offset points", va="center"
+        )
+    axis.margins(x=0.25, y=0.15)
+    axis.grid(axis="y", color="0.9")
+    intervals = "" if found[0].value.half is None else ", with 95 % confidence intervals"
+    axis.set(xlabel=f"gradients of a training, relative to {found[0].title}", ylabel=f"{_metric(results)}{intervals}")
 
 
-def _columns(lines: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    return [line["batch"] for line in lines], [line[key] for line in lines]
+def _draw_decisions(axis: Any, runs: Sequence[Result]) -> None:
+    """The share of sharp steps in each of forty sections of training, over all seeds."""
+    decisions = [[bool(line.get("sam/applied")) for line in _steps(run)] for run in runs]
+    count = min(40, *map(len, decisions))
+    shares = [
+        100
+        * statistics.fmean(
+            sharp for taken in decisions for sharp in taken[len(taken) * i // count : len(taken) * (i + 1) // count]
+        )
+        for i in range(count)
+    ]
+    edges = [100 * i / count for i in range(count + 1)]
+    axis.stairs(shares, edges, fill=True, color="0.6")
+    axis.set(
+        xlabel="training, %",
+        ylabel="sharp steps, %",
+        ylim=(0, 100),
+        xlim=(0, 100),
+        title=f"When {runs[0].title} chose a sharp step",
+    )
 
 
-def _steps(run: Result) -> list[dict[str, Any]]:
+def _steps(run: Result) -> list[Mapping[str, Any]]:
     return [line for line in read_metrics(run.folder / "metrics.jsonl") if "step_seconds" in line]
 
 
@@ -165,17 +325,12 @@ def _metric(results: Iterable[Result]) -> str:
     return f"{name} %" if name == "accuracy" else name
 
 
+def _is_accuracy(results: Iterable[Result]) -> bool:
+    return all(run.summary.headline is None or run.summary.headline.name == "accuracy" for run in results)
+
+
 def _by_method(results: Iterable[Result]) -> dict[str, list[Result]]:
     methods: dict[str, list[Result]] = {}
     for result in results:
         methods.setdefault(result.method, []).append(result)
     return methods
-
-
-def _mean(values: Sequence[float], sign: str = "") -> str:
-    """The mean, with Student's 95 % interval where there are several values."""
-    mean = f"{statistics.fmean(values):{sign}.2f}"
-    if len(values) < 2:
-        return mean
-    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean} ± {half:.2f}"

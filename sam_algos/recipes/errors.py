@@ -25,6 +25,10 @@ class RecipeError(ValueError):
         self.where, self.problem = (" ".join(words.split()) for words in (where, text))
         super().__init__(f"{self.where}: {self.problem}")
 
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[str, str]]:
+        """Pickle the two arguments, as a training in another process raises it too."""
+        return RecipeError, (self.where, self.problem)
+
 
 class BadArgument(ValueError):
     """One argument of a function that a recipe names is wrong.

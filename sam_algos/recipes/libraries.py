@@ -19,7 +19,7 @@ from sam_algos.recipes.forms import describe
 from sam_algos.recipes.models import models
 
 _HIDDEN = {  # what a recipe has no say in, as the run supplies it
-    "model": ("num_classes", "in_channels", "data"),
+    "model": ("num_classes", "in_channels", "in_features", "data"),
     "dataset": ("train", "augment"),
     "optimizer": ("params",),
     "scheduler": ("optimizer",),

@@ -6,7 +6,7 @@ import io
 import re
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,9 @@ _OMEGACONF_ERRORS = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeErr
 _HINTS = typing.get_type_hints(Recipe, include_extras=True)
 
 _KEYS = [key.name for key in fields(Recipe)]
+
+_UNSEEN_SEED = 1000
+"""The first seed of a comparison; settings are chosen with seeds from 0."""
 
 _Tree = dict[str, Any]  # plain Python values, interpolations not yet resolved
 
@@ -74,6 +77,41 @@ def methods_of(name: str | Path) -> list[str]:
         RecipeError: For whatever is wrong with the file.
     """
     return list(_read(find(name).path, ()).get("methods") or ())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a recipe says of comparing its methods.
+
+    Args:
+        methods (tuple[str, ...]): The rows to train, or methods with their defaults; empty where it does not say.
+        seeds (int): Trainings of each.
+        first_seed (int): Their first seed; each training's is one more.
+    """
+
+    methods: tuple[str, ...]
+    seeds: int
+    first_seed: int
+
+
+def comparison_of(name: str | Path, overrides: Sequence[str] = ()) -> Comparison:
+    """What the ``compare:`` of a recipe says, with its defaults.
+
+    Args:
+        name (str | Path): As for `load_recipe`.
+        overrides (Sequence[str], optional): The same.
+
+    Returns:
+        Comparison: With the seed of the recipe or its overrides, or else one that no choice was made on.
+
+    Raises:
+        RecipeError: For whatever is wrong with the file or an override.
+    """
+    tree = _read(find(name).path, ())
+    given = tree.get("compare") or {}
+    for override in overrides:
+        tree = lay(tree, _parse(override), override)
+    return Comparison(tuple(given.get("methods", ())), given.get("seeds", 1), tree.get("seed", _UNSEEN_SEED))
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -128,7 +166,17 @@ def _document(path: Path) -> _Tree:
     for name, row in rows.items() if isinstance(rows, dict) else [("", rows)]:
         where = f"{path}: methods.{name}".rstrip(".")
         _known({} if row is None else row, where, _KEYS)
+    _check_comparison(f"{path}: compare", tree.get("compare") or {})
     return tree
+
+
+def _check_comparison(where: str, given: Any) -> None:
+    given = _known(given, where, ("methods", "seeds"))
+    methods, seeds = given.get("methods", ["one"]), given.get("seeds", 1)
+    if not (isinstance(methods, list) and methods and all(isinstance(name, str) for name in methods)):
+        raise RecipeError(f"{where}.methods", f"must be a list of methods, got {methods!r}; write methods: [sgd, sam]")
+    if type(seeds) is not int or seeds < 1:
+        raise RecipeError(f"{where}.seeds", f"must be an integer >= 1, got {seeds!r}")
 
 
 def _parse(override: str) -> _Tree:

@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 import torchvision
+from composer.metrics import CrossEntropy
 from composer.models import ComposerClassifier, HuggingFaceModel
 from torch import nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
 
 from sam_algos.recipes.errors import BadArgument, RecipeError
 from sam_algos.recipes.huggingface import TEXT_MODELS, build_text_model
@@ -33,9 +36,33 @@ def models() -> dict[str, Callable[..., nn.Module]]:
     return {
         **{name: partial(_torchvision, name) for name in names},
         **{name: partial(_pytorchcv, name) for name in _PYTORCHCV},
-        **{build.__name__: build for build in (small_cnn, resnet18_cifar, vit_s16)},
+        **{build.__name__: build for build in (mlp, cnn_1d, small_cnn, resnet18_cifar, vit_s16)},
         **TEXT_MODELS,
     }
+
+
+class Classifier(ComposerClassifier):
+    """Composer's classifier, but without metrics of every training batch.
+
+    Around a small network they take a quarter of a step's time; ``TrainAccuracy`` has the accuracy once an epoch. Nor
+    are metrics submodules here, which a second pass would have to restore.
+
+    Args:
+        network (nn.Module): Gives logits.
+        classes (int): Number of classes.
+    """
+
+    def __init__(self, network: nn.Module, classes: int) -> None:
+        super().__init__(network, num_classes=classes)
+        self.classes = classes
+        del self.train_metrics, self.val_metrics
+
+    def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
+        """Those of an evaluation; none of a training batch."""
+        if is_train:
+            return {}
+        accuracy = MulticlassAccuracy(num_classes=self.classes, average="micro")
+        return {"CrossEntropy": CrossEntropy(), "MulticlassAccuracy": accuracy}
 
 
 def build_model_for(section: Mapping[str, Any], data: Samples) -> ComposerClassifier | HuggingFaceModel:
@@ -77,9 +104,9 @@ def build_model(section: Mapping[str, Any], sample: torch.Tensor, num_classes: i
     factory = lookup("model.name", "model", section["name"], models())
     if factory in TEXT_MODELS.values():
         raise RecipeError("model.name", f"{section['name']} takes text; train_dataset has images")
-    supplied: dict[str, Any] = {"num_classes": num_classes}
-    if "in_channels" in inspect.signature(factory).parameters:
-        supplied["in_channels"] = sample.shape[0]
+    known = {"num_classes": num_classes, "in_channels": sample.shape[0], "in_features": sample.numel()}
+    takes = {"num_classes", *inspect.signature(factory).parameters}
+    supplied = {name: value for name, value in known.items() if name in takes}
     network = construct("model", factory, arguments_of(section), **supplied)
     shape = "x".join(map(str, sample.shape))
     try:
@@ -89,7 +116,47 @@ def build_model(section: Mapping[str, Any], sample: torch.Tensor, num_classes: i
         raise RecipeError("model", f"{section['name']} does not take {shape} images: {error}") from error
     if getattr(outputs, "shape", None) != (1, num_classes):
         raise RecipeError("model", f"{section['name']} does not give {num_classes} logits for {shape} images")
-    return ComposerClassifier(network.train(), num_classes=num_classes)
+    return Classifier(network.train(), num_classes)
+
+
+def mlp(*, num_classes: int, in_features: int, hidden: list[int] | None = None) -> nn.Module:
+    """Fully connected layers with ReLU between them.
+
+    Args:
+        num_classes (int): Number of classes.
+        in_features (int): Numbers in one sample.
+        hidden (list[int], optional): Width of each hidden layer. Default: ``[100, 100]``, MNIST-1D's.
+
+    Returns:
+        nn.Module: The network.
+    """
+    hidden = [100, 100] if hidden is None else hidden
+    if not all(type(width) is int and width >= 1 for width in hidden):
+        raise BadArgument("hidden", f"must be a list of integers >= 1, got {hidden!r}")
+    layers: list[nn.Module] = [nn.Flatten()]
+    for before, after in pairwise([in_features, *hidden]):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear([in_features, *hidden][-1], num_classes))
+
+
+def cnn_1d(*, num_classes: int, in_channels: int, in_features: int, width: int = 25) -> nn.Module:
+    """MNIST-1D's convolutional network for signals: three convolutions of stride 2, and a linear layer.
+
+    Args:
+        num_classes (int): Number of classes.
+        in_channels (int): Channels of the signals.
+        in_features (int): Numbers in one signal, all channels together.
+        width (int): Channels of each convolution. Default: ``25``.
+
+    Returns:
+        nn.Module: The network.
+    """
+    length = in_features // in_channels
+    layers: list[nn.Module] = []
+    for before, kernel in ((in_channels, 5), (width, 3), (width, 3)):
+        layers += [nn.Conv1d(before, width, kernel, stride=2, padding=1), nn.ReLU()]
+        length = (length + 2 - kernel) // 2 + 1
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * length, num_classes))
 
 
 def small_cnn(*, num_classes: int, in_channels: int, width: int = 32, stride: int = 1) -> nn.Module:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import Subset, default_collate
+from torch.utils.data import Subset, TensorDataset, default_collate
 from torchvision.datasets import VisionDataset
 
 from sam_algos.recipes.errors import BadArgument
@@ -19,7 +19,8 @@ class LabelledImages(VisionDataset):
     """Images of a classification data set, whose labels can be replaced.
 
     Args:
-        images (Any): Indexed by sample, gives the image first: as it is stored.
+        images (Any): Indexed by sample, gives the image first: as it is stored. Of a ``TensorDataset`` without a
+            transform a whole batch is read by one indexing.
         labels (torch.Tensor): One integer class per sample, shape ``(n,)``.
         num_classes (int): Number of classes.
         transform (Callable, optional): Makes an image what the network gets. Algorithms of Composer's that act on
@@ -44,11 +45,23 @@ class LabelledImages(VisionDataset):
         image = self.images[index][0]
         return image if self.transform is None else self.transform(image), int(self.labels[index])
 
-    collate = staticmethod(default_collate)
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        """What torch's DataLoader asks for a batch: the collated batch itself, or its samples."""
+        if isinstance(self.images, TensorDataset) and self.transform is None:
+            return [self.images.tensors[0][indices], self.labels[indices]]
+        return [self[index] for index in indices]
+
+    @staticmethod
+    def collate(batch: list[Any]) -> Any:
+        """A batch from what `__getitems__` gives."""
+        return batch if isinstance(batch[0], torch.Tensor) else default_collate(batch)
 
     def among(self, indices: Sequence[int]) -> LabelledImages:
         """Some of the samples, in the order of the indices; images are still read when they are asked for."""
-        return replace(self, images=Subset(self.images, indices), labels=self.labels[list(indices)])
+        indices = list(indices)
+        in_memory = isinstance(self.images, TensorDataset)
+        images = TensorDataset(self.images.tensors[0][indices]) if in_memory else Subset(self.images, indices)
+        return replace(self, images=images, labels=self.labels[indices])
 
 
 Samples = LabelledImages | LabelledTexts | TextBlocks

@@ -12,7 +12,7 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 from tqdm import tqdm
 
-from sam_algos.recipes.records import headline
+from sam_algos.recipes.summaries import headline
 
 
 class Progress(LoggerDestination):
@@ -32,6 +32,10 @@ class Progress(LoggerDestination):
         self._since = time.perf_counter()
         self._losses: list[float] = []
         self._metrics: dict[str, Any] = {}
+
+    def silence(self) -> None:
+        """Say nothing from now on."""
+        self._stream = None
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Remember what the next line shows."""

@@ -1,14 +1,11 @@
-"""What a run writes down: a metrics file that can be plotted, and what it says of the run as a whole."""
+"""What a run writes down: a metrics file that can be plotted."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import statistics
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,13 +14,7 @@ from composer import Callback, Logger, State
 from composer.loggers import LoggerDestination
 from composer.utils import dist
 
-_EVALUATED = "metrics/eval/"
-
-_HEADLINES = {  # the one number by which people judge a model, by the name of Composer's or torchmetrics' class
-    "MulticlassAccuracy": ("accuracy", 100.0, "{:.2f} %"),
-    "LanguagePerplexity": ("perplexity", 1.0, "{:.3f}"),
-    "LanguageCrossEntropy": ("cross-entropy", 1.0, "{:.4f}"),
-}
+from sam_algos.recipes.summaries import read_metrics
 
 
 class MetricsFile(LoggerDestination):
@@ -92,24 +83,6 @@ def _cut(path: Path, batch: int) -> None:
         os.replace(rest, path)
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Read a metrics file.
-
-    Args:
-        path (Path): Written by `MetricsFile`.
-
-    Yields:
-        dict[str, Any]: A line; what a process that was killed left of one is passed over.
-    """
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and "batch" in line:
-            yield line
-
-
 def _number(value: Any) -> float | int | str | None:
     if isinstance(value, torch.Tensor):
         value = value.item()
@@ -119,117 +92,64 @@ def _number(value: Any) -> float | int | str | None:
 
 
 class StepTimes(Callback):
-    """Times training steps, and logs ``step_seconds``.
+    """Times training steps, and logs ``step_seconds``, and on a CPU ``step_cpu_seconds``.
 
     A step is everything from the batch's arrival on the device to the end of the update; on a GPU the clock
-    is read when its work is done.
+    is read when its work is done. CPU time is the process's, all threads together: other programs do not add to it.
     """
 
     def __init__(self) -> None:
         """Start with no step."""
-        self._start = 0.0
+        self._start = 0.0, 0.0
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Start the clock."""
+        """Start the clocks."""
         self._start = self._now()
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Stop the clock."""
-        logger.log_metrics({"step_seconds": self._now() - self._start})
+        """Stop the clocks."""
+        wall, cpu = (now - start for now, start in zip(self._now(), self._start, strict=True))
+        on_cpu = {} if torch.cuda.is_available() else {"step_cpu_seconds": cpu}
+        logger.log_metrics({"step_seconds": wall, **on_cpu})
 
     @staticmethod
-    def _now() -> float:
+    def _now() -> tuple[float, float]:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return time.perf_counter(), time.process_time()
 
 
-@dataclass(frozen=True)
-class Headline:
-    """The metric by which a model is judged.
+class TrainAccuracy(Callback):
+    """Logs ``metrics/train/MulticlassAccuracy`` at the end of each epoch, over all of its batches.
 
-    Args:
-        name (str): In words.
-        value (float): An accuracy in percent, others as they are.
-        shown (str): As people read it.
+    The predictions are those of each step's first pass: augmented, and at weights that change from batch to batch. In a
+    run that was resumed within the epoch only the batches since then count.
     """
 
-    name: str
-    value: float
-    shown: str
+    def __init__(self) -> None:
+        """Count nothing yet."""
+        self._targets: Any = None
+        self._counts = torch.zeros(2, dtype=torch.int64)  # right ones, and all
 
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Count on the device."""
+        self._counts = state.device.tensor_to_device(self._counts)
 
-def headline(metrics: Mapping[str, Any]) -> Headline | None:
-    """The metric to judge a model by, among those that an evaluation logged.
+    def before_forward(self, state: State, logger: Logger) -> None:
+        """Keep the labels, which algorithms may smooth or mix for the loss."""
+        self._targets = state.batch[1]
 
-    Args:
-        metrics (Mapping[str, Any]): By the names that Composer gives them, ``metrics/eval/MulticlassAccuracy``.
+    def after_forward(self, state: State, logger: Logger) -> None:
+        """Count."""
+        outputs: Any = state.outputs
+        if outputs.ndim == 2 and not self._targets.is_floating_point():
+            self._counts[0] += (outputs.argmax(dim=1) == self._targets).sum()
+            self._counts[1] += len(self._targets)
 
-    Returns:
-        Headline | None: None if there is none.
-
-    Example:
-        >>> headline({"metrics/eval/MulticlassAccuracy": 0.936}).shown
-        '93.60 %'
-    """
-    for key, (name, factor, form) in _HEADLINES.items():
-        value = metrics.get(_EVALUATED + key)
-        if value is not None:
-            number = factor * float(value)
-            return Headline(name, number, form.format(number))
-    return None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run was, all of its processes together, however often it was resumed.
-
-    Args:
-        steps (int): Training steps.
-        headline (Headline | None): Of the last evaluation.
-        fraction (float): Of sharp steps.
-        gradients (float): Gradients, all steps together.
-        train_seconds (float): Of all steps, evaluation and checkpoints left out.
-        steady_seconds (float): The same if each kind of step had always taken its median time, so that what disturbed
-            some of them does not count.
-        plain_seconds (float | None): Median of a step with one gradient; None if there was none.
-        sharp_seconds (float | None): Median of a sharp step.
-    """
-
-    steps: int
-    headline: Headline | None
-    fraction: float
-    gradients: float
-    train_seconds: float
-    steady_seconds: float
-    plain_seconds: float | None
-    sharp_seconds: float | None
-
-
-def summarise(path: Path) -> Summary:
-    """Sum up a metrics file.
-
-    Args:
-        path (Path): Written by `MetricsFile`; one that is not there is that of a run without steps.
-
-    Returns:
-        Summary: Of the run.
-    """
-    lines = list(read_metrics(path)) if path.exists() else []
-    steps = [line for line in lines if "step_seconds" in line]
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    for step in steps:
-        seconds[bool(step.get("sam/applied"))].append(step["step_seconds"])
-    fractions = [step["sam/fraction"] for step in steps if "sam/fraction" in step]
-    found = [headline(line) for line in lines if any(key.startswith(_EVALUATED) for key in line)]
-    medians = {kind: statistics.median(some) if some else None for kind, some in seconds.items()}
-    return Summary(
-        steps=len(steps),
-        headline=found[-1] if found else None,
-        fraction=fractions[-1] if fractions else 0.0,
-        gradients=sum(step.get("sam/gradients", 1.0) for step in steps),
-        train_seconds=sum(map(sum, seconds.values())),
-        steady_seconds=sum(len(some) * statistics.median(some) for some in seconds.values() if some),
-        plain_seconds=medians[False],
-        sharp_seconds=medians[True],
-    )
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        """Log, and begin again."""
+        dist.all_reduce(self._counts)
+        right, seen = self._counts.tolist()
+        if seen:
+            logger.log_metrics({"metrics/train/MulticlassAccuracy": right / seen})
+        self._counts.zero_()

@@ -24,14 +24,16 @@ from sam_algos.recipes.components import (
     loggers,
 )
 from sam_algos.recipes.errors import RecipeError
+from sam_algos.recipes.events import skip_unheard_events
 from sam_algos.recipes.folders import make_folder, remove_folders
 from sam_algos.recipes.load import dump_recipe, load_recipe
 from sam_algos.recipes.loaders import build_loader, load_data
-from sam_algos.recipes.models import build_model_for
+from sam_algos.recipes.models import Classifier, build_model_for
 from sam_algos.recipes.precision import precision_on
 from sam_algos.recipes.progress import Progress
-from sam_algos.recipes.records import MetricsFile, StepTimes, Summary, summarise
+from sam_algos.recipes.records import MetricsFile, StepTimes, TrainAccuracy
 from sam_algos.recipes.schema import Recipe
+from sam_algos.recipes.summaries import Summary, summarise
 
 if TYPE_CHECKING:
     from sam_algos.recipes.bootstrap import Relabelling
@@ -222,7 +224,8 @@ def _start(
     arguments = {key: value for key, value in vars(recipe).items() if key in _TRAINER_ARGUMENTS}
     arguments["precision"] = precision_on(get_device(recipe.device), recipe.precision)
     arguments["progress_bar"] = False  # ours is a line for each epoch
-    arguments["callbacks"] = [*watchers, StepTimes()]
+    accuracy = [TrainAccuracy()] if isinstance(parts["model"], Classifier) else []
+    arguments["callbacks"] = [*watchers, StepTimes(), *accuracy]
     arguments["loggers"] = [*destinations, MetricsFile(folder / "metrics.jsonl"), progress]
     try:
         trainer = Trainer(**{**arguments, **parts})
@@ -230,6 +233,7 @@ def _start(
         where = culprit(error, recipe)
         problem = f"{recipe.load_path} is no checkpoint: {error}" if where == "load_path" else error
         raise RecipeError(where, problem) from error
+    skip_unheard_events(trainer.engine)
     run = Run(trainer, recipe, folder, progress, made, began=int(trainer.state.timestamp.batch))
     if run.complete and not recipe.autoresume:
         problem = f"must be longer than the {run.began} batches that {recipe.load_path} has behind it"

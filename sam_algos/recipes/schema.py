@@ -11,7 +11,7 @@ from sam_algos.core.options import Positive, PositiveInt, Range, Seed
 
 REQUIRED: Any = "???"  # OmegaConf's mark of a value that has to be given
 
-FILE_KEYS = ("base", "method", "methods")
+FILE_KEYS = ("base", "method", "methods", "compare")
 """The keys of a file that a resolved recipe no longer has."""
 
 SECTIONS = ("model", "train_dataset", "eval_dataset", "optimizer", "scheduler")
@@ -133,6 +133,7 @@ _FILE_KEYS = """\
     base (str): A recipe that this one changes: a file beside it, or one that comes with the package.
     method (str): The row of methods to train with, or a method that has none, with its defaults; null for none.
     methods (dict): Tuned rows, each with the keys that it changes: laid over the file, below overrides.
+    compare (dict): What sam-algos compare trains: methods, a list of rows, and seeds, their number.
 
 """
 

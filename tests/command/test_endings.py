@@ -12,7 +12,8 @@ import pytest
 from composer import Trainer
 
 from sam_algos import train
-from sam_algos.recipes.records import StepTimes, read_metrics
+from sam_algos.recipes.records import StepTimes
+from sam_algos.recipes.summaries import read_metrics
 from tests.command.running import Capture, fails
 from tests.recipes.writing import Write
 

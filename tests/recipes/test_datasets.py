@@ -32,6 +32,8 @@ CASES: list[tuple[str, dict[str, Any], int, int, tuple[int, ...], int]] = [
     ("imagefolder", {"image_size": 8, "augmentation": "cutout", "cache": True}, N, N, (3, 8, 8), 3),
     ("imagefolder", {"image_size": 8, "augmentation": "none", "train_subset": 6, "validation": 3}, 6, N, (3, 8, 8), 3),
     ("cifar10", {"train_subset": 2 * N, "validation": N}, 2 * N, N, (3, 32, 32), 10),
+    ("mnist1d", {}, 4000, 10_000, (1, 40), 10),
+    ("mnist1d", {"evaluate": "validation"}, 4000, 4000, (1, 40), 10),
 ]
 
 

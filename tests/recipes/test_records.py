@@ -10,7 +10,10 @@ import pytest
 import torch
 from composer import Timestamp
 
-from sam_algos.recipes.records import Headline, MetricsFile, StepTimes, Summary, read_metrics, summarise
+from sam_algos.command import main
+from sam_algos.recipes.records import MetricsFile, StepTimes
+from sam_algos.recipes.summaries import Headline, Summary, read_metrics, summarise
+from tests.recipes.writing import TINY, Write
 
 
 class Metrics(list[dict[str, Any]]):
@@ -79,13 +82,33 @@ def test_only_rank_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 1.0, 10.0, 13.0])
+    clock, cpu = iter([0.0, 1.0, 10.0, 13.0]), iter([0.0, 0.5, 2.0, 6.0])
     monkeypatch.setattr("sam_algos.recipes.records.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("sam_algos.recipes.records.time.process_time", lambda: next(cpu))
     times, logger = StepTimes(), Metrics()
     for _ in range(2):
         times.batch_start(state(), logger)
         times.batch_end(state(), logger)
-    assert logger == [{"step_seconds": seconds} for seconds in (1.0, 3.0)]
+    assert logger == [{"step_seconds": 1.0, "step_cpu_seconds": 0.5}, {"step_seconds": 3.0, "step_cpu_seconds": 4.0}]
+
+
+def test_cpu_time_is_known_if_every_step_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    step = '{"batch": 1, "step_seconds": 1.0, "step_cpu_seconds": 0.5}\n'
+    path.write_text(2 * step)
+    assert summarise(path).cpu_seconds == 1.0
+    path.write_text(step + '{"batch": 2, "step_seconds": 1.0}\n')
+    assert summarise(path).cpu_seconds is None
+
+
+def test_training_accuracy_is_logged_once_an_epoch(write: Write) -> None:
+    text = TINY.replace("720", "359").replace("1ep", "2ep")
+    assert main(["train", str(write(text)), "run_name=run", "algorithms.label_smoothing.smoothing=0.1"]) == 0
+    lines = list(read_metrics(Path("runs/run/metrics.jsonl")))
+    found = [line for line in lines if "metrics/train/MulticlassAccuracy" in line]
+    assert [line["batch"] for line in found] == [3, 6]  # three batches an epoch
+    right = 3 * 359 * found[0]["metrics/train/MulticlassAccuracy"]
+    assert 0 < right == pytest.approx(round(right), abs=1e-9)  # a count of samples, all of an epoch
 
 
 def test_summary_of_a_run(tmp_path: Path) -> None:
@@ -114,4 +137,4 @@ def test_a_step_without_a_method_costs_one_gradient(tmp_path: Path) -> None:
 
 
 def test_no_steps(tmp_path: Path) -> None:
-    assert summarise(tmp_path / "nothing") == Summary(0, None, 0.0, 0.0, 0.0, 0.0, None, None)
+    assert summarise(tmp_path / "nothing") == Summary(0, None, 0.0, 0.0, 0.0, 0.0, 0.0, None, None)

@@ -85,7 +85,7 @@ class _Meter(Callback):
         self.accuracy = self.train_accuracy = 0.0
         self.gradients: list[float] = []
         self.forwards = self.seconds = self.cpu_seconds = 0.0
-        self.log = _Forwards(self)
+        self.log = _Logged(self)
         self._since = 0.0, 0.0
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -100,25 +100,22 @@ class _Meter(Callback):
         wall, cpu = self._since
         self.seconds += time.perf_counter() - wall
         self.cpu_seconds += time.process_time() - cpu
-        self.train_accuracy = _accuracy(state.train_metrics)
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        self.accuracy = _accuracy(state.eval_metrics["eval"])
+        self.accuracy = rounded(float(state.eval_metrics["eval"]["MulticlassAccuracy"].compute()))
         self._since = time.perf_counter(), time.process_time()
 
 
-class _Forwards(LoggerDestination):
-    """Adds the forward passes of a recalibration to those of the steps."""
+class _Logged(LoggerDestination):
+    """Takes what is only logged: the forward passes of a recalibration, and the accuracy of the last epoch's batches."""
 
     def __init__(self, meter: _Meter) -> None:
         self._meter = meter
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         self._meter.forwards += float(metrics.get("recalibration/forwards", 0))
-
-
-def _accuracy(metrics: Any) -> float:
-    return rounded(float(metrics["MulticlassAccuracy"].compute()))
+        if (accuracy := metrics.get("metrics/train/MulticlassAccuracy")) is not None:
+            self._meter.train_accuracy = rounded(accuracy)
 
 
 def from_recipe(recipe: Recipe) -> Task:

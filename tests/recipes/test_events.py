@@ -42,7 +42,7 @@ def trained(*, skip: bool, everything: bool) -> tuple[list[Any], torch.Tensor]:
     model = noisy_classifier()
     trainer = Trainer(
         model=model, optimizers=torch.optim.SGD(model.parameters(), lr=0.1), train_dataloader=loader(),
-        algorithms=[SAM(rho=0.1), LabelSmoothing(0.1)], max_duration="2ep", progress_bar=False,
+        algorithms=[SAM(rho=0.1), LabelSmoothing(0.1)], max_duration="2ep", seed=3, progress_bar=False,
         loggers=[Destination(heard)], callbacks=[Batches(heard), *([Everything(heard)] if everything else [])],
     )  # fmt: skip
     heard.clear()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -14,30 +13,33 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sam_algos.recipes.choice import with_method
+from sam_algos.recipes.choice import Layer, laid_together, rows_of
 from sam_algos.recipes.errors import RecipeError, unknown
-from sam_algos.recipes.find import find
-from sam_algos.recipes.forms import Argument, kinds, mismatch
-from sam_algos.recipes.merge import lay
-from sam_algos.recipes.schema import COLLECTIONS, FILE_KEYS, REQUIRED, SECTIONS, Recipe
+from sam_algos.recipes.find import Found, find
+from sam_algos.recipes.schema import FILE_KEYS, Recipe
+from sam_algos.recipes.shape import KEYS, check_layer, checked, is_text
 
 _OMEGACONF_ERRORS = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError)
-
-_HINTS = typing.get_type_hints(Recipe, include_extras=True)
-
-_KEYS = [key.name for key in fields(Recipe)]
 
 _Tree = dict[str, Any]  # plain Python values, interpolations not yet resolved
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, lay it over its ``base:``, lay its method's row and then overrides over it, and check the result.
+    """Read a recipe and lay together all that was written about it: what is nearer to the user is on top.
 
-    A file may name another with ``base:`` (a path relative to itself, or a shipped recipe); its own keys are laid over
-    that one's (see `lay`). ``method: NAME`` then lays the row ``methods.NAME`` over the whole, and adds
-    ``algorithms.NAME`` where ``NAME`` is a sharpness-aware method that the row does not mention. The name of the
-    recipe's own optimizer stands for training without a method, where it has no row. A method in the file's
-    ``algorithms`` gives way to one that is asked for by the recipe's name or an override.
+    From the bottom to the top, each key by key over what is below it (see `lay`):
+
+    1. the file that ``base:`` names, itself with its own base below it;
+    2. that file's row of the method, ``methods.NAME``;
+    3. the file itself;
+    4. its own row of the method;
+    5. the overrides, in any order: ``optimizer.lr=0.1`` is laid over ``optimizer.name=adamw``, as it is more specific,
+       and of two for the same key the later one wins.
+
+    The method is the topmost ``method: NAME``; ``RECIPE/NAME`` and ``method=NAME`` are above the files. NAME is a row,
+    or any sharpness-aware method, whose defaults are then at the bottom. The name of the recipe's own optimizer stands
+    for training without a method, as does ``method: null``. A method replaces other methods in the ``algorithms`` of
+    the layers below it; options of its own that stand there are kept.
 
     Args:
         name (str | Path): A file, or the name of a shipped recipe; see `find`.
@@ -49,16 +51,15 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: For everything that is wrong with the file, its bases or the overrides.
+
+    Example:
+        >>> load_recipe("digits", ["method=sam", "algorithms.sam.rho=0.1"]).algorithms["sam"]
+        {'rho': 0.1}
     """
     found = find(name)
-    tree, layers = _read(found.path, ()), [_parse(override) for override in overrides]
-    asked = [] if found.method is None else [found.method]
-    asked += [layer.pop("method") for layer in layers if "method" in layer]
-    chosen = asked[-1] if asked else tree.get("method")
-    tree = with_method(tree, chosen, layers, instead=bool(asked))
-    for override, layer in zip(overrides, layers, strict=True):
-        tree = lay(tree, layer, override)
-    return _checked(_resolved(tree))
+    layers = [*_read(found.path, ()), *_asked(found)]
+    layers += _overriding(overrides)
+    return checked(_resolved(laid_together(layers)))
 
 
 def methods_of(name: str | Path) -> list[str]:
@@ -73,7 +74,7 @@ def methods_of(name: str | Path) -> list[str]:
     Raises:
         RecipeError: For whatever is wrong with the file.
     """
-    return list(_read(find(name).path, ()).get("methods") or ())
+    return rows_of(_read(find(name).path, ()))
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -89,22 +90,41 @@ def dump_recipe(recipe: Recipe) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> _Tree:
-    """The file at `path` laid over its bases; `above` are the files that led here."""
+def _read(path: Path, above: tuple[Path, ...]) -> list[Layer]:
+    """The layers of the file at `path`, its bases first; `above` are the files that led here."""
     if path.resolve() in above:
         raise RecipeError(str(path), "base: leads back to this file")
     tree = _document(path)
-    base = tree.pop("base", None)
+    keys = {key: value for key, value in tree.items() if key not in FILE_KEYS}
+    given = {key: tree[as_] for key, as_ in (("rows", "methods"), ("method", "method")) if as_ in tree}
+    layer, base = Layer(str(path), keys, **given), tree.get("base")
     if base is None:
-        return lay({}, tree, str(path))
+        return [layer]
     if not isinstance(base, str):
         raise RecipeError(str(path), f"base: {base!r} is not a path")
     beside = path.parent / base
     found = find(beside if beside.is_file() else base)
-    below = _read(found.path, (*above, path.resolve()))
-    if found.method is not None:
-        below["method"] = found.method
-    return lay(below, tree, str(path))
+    return [*_read(found.path, (*above, path.resolve())), *_asked(found), layer]
+
+
+def _asked(found: Found) -> list[Layer]:
+    """The method in ``RECIPE/METHOD``."""
+    return [] if found.method is None else [Layer(f"method={found.method}", {}, method=found.method)]
+
+
+def _overriding(overrides: Sequence[str]) -> list[Layer]:
+    """A layer for each override, the more specific ones on top."""
+    layers = []
+    for override in sorted(overrides, key=_depth):
+        tree = _parse(override)
+        check_layer(tree, "")
+        layers.append(Layer(override, tree) if "method" not in tree else Layer(override, {}, method=tree["method"]))
+    return layers
+
+
+def _depth(override: str) -> int:
+    """How specific an override is: a name is as its section, since another name replaces the section."""
+    return override.partition("=")[0].removesuffix(".name").count(".")
 
 
 def _document(path: Path) -> _Tree:
@@ -123,11 +143,12 @@ def _document(path: Path) -> _Tree:
         raise RecipeError(str(path), _summary(error)) from error
     if starts != 1:
         raise RecipeError(str(path), f"must hold one YAML document, the keys of a recipe; it has {starts or 'none'}")
-    tree = _known(tree, str(path), (*_KEYS, *FILE_KEYS))
+    tree = _known(tree, str(path), (*KEYS, *FILE_KEYS))
     rows = tree.get("methods") or {}
     for name, row in rows.items() if isinstance(rows, dict) else [("", rows)]:
         where = f"{path}: methods.{name}".rstrip(".")
-        _known({} if row is None else row, where, _KEYS)
+        check_layer(_known({} if row is None else row, where, KEYS), f"{where}: ")
+    check_layer(tree, f"{path}: ")
     return tree
 
 
@@ -135,20 +156,16 @@ def _parse(override: str) -> _Tree:
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
         raise RecipeError(override, "not an override: write key=value, e.g. max_duration=20ep")
-    if _is_text(key) and re.fullmatch(r"[-+.\w]+", text) and text.lower() not in ("null", "true", "false"):
+    if is_text(key) and re.fullmatch(r"[-+.\w]+", text) and text.lower() not in ("null", "true", "false"):
         return {key: text}  # as it stands: a run may be called 007, or 12e4567
     try:
         tree = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
     except _OMEGACONF_ERRORS as error:
         raise RecipeError(override, f"not a value: {_summary(error)}") from error
-    return _known(tree, override, (*_KEYS, "method"))
+    return _known(tree, override, (*KEYS, "method"))
 
 
-def _is_text(key: str) -> bool:
-    return key in _HINTS and set(kinds(_HINTS[key])) <= {"text", "null"}
-
-
-def _known(tree: Any, where: str, valid: Sequence[str]) -> _Tree:
+def _known(tree: Any, where: str, valid: Iterable[str]) -> _Tree:
     """`tree` if it is a mapping of `valid` keys, and all keys in it are text."""
     if not isinstance(tree, dict):
         raise RecipeError(where, "not a mapping of keys to values")
@@ -182,39 +199,3 @@ def _resolved(tree: _Tree) -> _Tree:
 def _summary(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _checked(tree: _Tree) -> Recipe:
-    """The recipe, if its values have the types, shapes and ranges that building it relies on."""
-    for key in _KEYS:
-        if tree[key] == REQUIRED:
-            raise RecipeError(key, "required")
-        if key in COLLECTIONS and not isinstance(tree[key], dict):
-            singular = key.removesuffix("s")
-            name = tree[key] if isinstance(tree[key], str) and tree[key].isidentifier() else "NAME"
-            problem = f"must map each {singular}'s name to its arguments, got {tree[key]!r}; write {key}.{name}={{}}"
-            raise RecipeError(key, problem)
-        argument = Argument(kinds(_HINTS[key]), None)
-        tree[key] = _converted(argument, tree[key])
-        if not argument.accepts(tree[key]):
-            raise RecipeError(key, mismatch(argument, tree[key]))
-    for section in SECTIONS:
-        arguments = tree[section]
-        if arguments is not None and not isinstance(arguments.get("name"), str):
-            raise RecipeError(f"{section}.name", "required")
-    for collection in COLLECTIONS:
-        for name, arguments in tree[collection].items():
-            if not isinstance(arguments, dict):
-                problem = f"{arguments!r} is not a mapping of arguments; write {collection}.{name}={{}}"
-                raise RecipeError(f"{collection}.{name}", problem)
-    return Recipe(**tree)
-
-
-def _converted(argument: Argument, value: Any) -> Any:
-    """`value` as the type that the key has, where they say the same: the environment's numbers are text."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value) if set(argument.kinds) <= {"text", "null"} else value
-    if isinstance(value, str) and "text" not in argument.kinds:
-        plain = yaml.safe_load(value) if re.fullmatch(r"[-+.\w]+", value) else value
-        return plain if isinstance(plain, (bool, int, float)) else value
-    return value

@@ -100,6 +100,6 @@ def _refuse_unknown(method: Any, layers: Sequence[Layer], methods: Mapping[str, 
         optimizer = lay(optimizer, {key: layer.keys[key] for key in ("optimizer",) if key in layer.keys}, layer.where)
     section = optimizer.get("optimizer")
     plain = [section["name"]] if isinstance(section, dict) and isinstance(section.get("name"), str) else []
-    valid = [*rows_of(layers), *methods, *plain]
+    valid = {*rows_of(layers), *methods, *plain}
     if spelled(method, valid) is None:
         raise unknown("method", "method", method, valid)

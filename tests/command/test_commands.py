@@ -59,8 +59,8 @@ def test_an_unknown_command_names_the_nearest(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_shipped_recipes_are_valid(output: Output, name: str) -> None:
-    assert output("validate", name) == f"valid: {name}\n"
+def test_shipped_recipes_are_valid_where_their_data_is(output: Output, name: str, tmp_path: Path) -> None:
+    assert output("validate", name, f"variables.data_path={tmp_path}") == f"valid: {name}\n"
 
 
 def test_validate_as_json(write: Write, output: Output) -> None:

@@ -58,12 +58,13 @@ def in_layers(write: Write, key: str, values: list[Any]) -> Any:
     """What a key resolves to when the first of `LAYERS` have these values of it."""
     said = [{key: value} for value in values] + [{}] * len(LAYERS)
     heads = [{**yaml.safe_load(TINY), "method": "chosen"}, {"base": "0.yaml"}, {"base": "1.yaml"}]
+    paths = []
     for number, head in enumerate(heads):
         own, row = said[2 * number], said[2 * number + 1]
         text = yaml.safe_dump({**head, **own, "methods": {"chosen": row, "other": {"seed": 77}}})
-        path = write(text, name=f"{number}.yaml")
+        paths.append(write(text, name=f"{number}.yaml"))
     overrides = [f"{key}={json.dumps(value)}" for value in values[2 * len(heads) :]]
-    return getattr(load_recipe(path, overrides), key)
+    return getattr(load_recipe(paths[-1], overrides), key)
 
 
 def test_each_layer_of_a_mapping_keeps_what_the_others_do_not_mention(write: Write) -> None:

@@ -43,6 +43,9 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "a mapping": lambda value: isinstance(value, Mapping),
 }
 
+_SYNONYMS = {"cuda": "gpu", "bf16": "amp_bf16", "bfloat16": "amp_bf16", "fp16": "amp_fp16", "float16": "amp_fp16"}
+"""What PyTorch and other programs call some choices."""
+
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
 
 
@@ -199,8 +202,10 @@ def mismatch(argument: Argument, value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and argument.accepts(int(value)):
         return f"{problem}; write {int(value)}"
     choices = [choice for kind in argument.kinds if kind.startswith(_ONE_OF) for choice in _choices(kind)]
+    meant = _SYNONYMS.get(str(value).lower().partition(":")[0])
     near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
-    return f"{problem}; did you mean {near[0]!r}?" if near else problem
+    hint = meant if meant in choices else next(iter(near), None)
+    return problem if hint is None else f"{problem}; did you mean {hint!r}?"
 
 
 def _fits(kind: str, value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from sam_algos.recipes.errors import RecipeError, unknown
 from sam_algos.recipes.find import Found, find
 from sam_algos.recipes.schema import FILE_KEYS, Recipe
 from sam_algos.recipes.shape import KEYS, check_layer, checked, is_text
+from sam_algos.recipes.suggest import instead
 
 _OMEGACONF_ERRORS = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError)
 
@@ -58,7 +59,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     found = find(name)
     layers = [*_read(found.path, ()), *_asked(found)]
-    layers += _overriding(overrides)
+    layers += _overriding(overrides, layers)
     return checked(_resolved(laid_together(layers)))
 
 
@@ -75,6 +76,30 @@ def methods_of(name: str | Path) -> list[str]:
         RecipeError: For whatever is wrong with the file.
     """
     return rows_of(_read(find(name).path, ()))
+
+
+def meant_by(name: str | Path, overrides: Sequence[str], key: str, value: str) -> list[str]:
+    """The overrides that somebody who wrote an unknown key of a recipe may have meant.
+
+    Args:
+        name (str | Path): As for `load_recipe`.
+        overrides (Sequence[str]): What else was written.
+        key (str): The key, e.g. ``epochs``.
+        value (str): Its value.
+
+    Returns:
+        list[str]: The most likely first; empty where nothing is, and where something is wrong with the recipe, too.
+
+    Example:
+        >>> meant_by("digits/sam", [], "rho", "0.1")
+        ['algorithms.sam.rho=0.1']
+    """
+    try:
+        found = find(name)
+        below = [*_read(found.path, ()), *_asked(found)]
+        return instead(_together([*below, *_overriding(overrides, below)]), key, value)
+    except RecipeError:
+        return []
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -95,16 +120,22 @@ def _read(path: Path, above: tuple[Path, ...]) -> list[Layer]:
     if path.resolve() in above:
         raise RecipeError(str(path), "base: leads back to this file")
     tree = _document(path)
+    below = _below(path, tree.get("base"), above)
+    _check(tree, str(path), below)
     keys = {key: value for key, value in tree.items() if key not in FILE_KEYS}
     given = {key: tree[as_] for key, as_ in (("rows", "methods"), ("method", "method")) if as_ in tree}
-    layer, base = Layer(str(path), keys, **given), tree.get("base")
+    return [*below, Layer(str(path), keys, **given)]
+
+
+def _below(path: Path, base: Any, above: tuple[Path, ...]) -> list[Layer]:
+    """The layers of the base of the file at `path`."""
     if base is None:
-        return [layer]
+        return []
     if not isinstance(base, str):
         raise RecipeError(str(path), f"base: {base!r} is not a path")
     beside = path.parent / base
     found = find(beside if beside.is_file() else base)
-    return [*_read(found.path, (*above, path.resolve())), *_asked(found), layer]
+    return [*_read(found.path, (*above, path.resolve())), *_asked(found)]
 
 
 def _asked(found: Found) -> list[Layer]:
@@ -112,14 +143,31 @@ def _asked(found: Found) -> list[Layer]:
     return [] if found.method is None else [Layer(f"method={found.method}", {}, method=found.method)]
 
 
-def _overriding(overrides: Sequence[str]) -> list[Layer]:
+def _overriding(overrides: Sequence[str], below: Sequence[Layer]) -> list[Layer]:
     """A layer for each override, the more specific ones on top."""
-    layers = []
+    layers, strange = [], None
     for override in sorted(overrides, key=_depth):
-        tree = _parse(override)
+        ((key, value),) = (tree := _parse(override)).items()
         check_layer(tree, "")
-        layers.append(Layer(override, tree) if "method" not in tree else Layer(override, {}, method=tree["method"]))
+        if key == "method":
+            layers.append(Layer(override, {}, method=value))
+        elif key in KEYS:
+            layers.append(Layer(override, tree))
+        else:
+            strange = strange or override
+    if strange is not None:
+        key, _, value = strange.partition("=")
+        meant = instead(_together([*below, *layers]), key, value)
+        raise unknown(strange, "key", key.partition(".")[0], (*KEYS, "method"), meant)
     return layers
+
+
+def _together(layers: Sequence[Layer]) -> _Tree:
+    """What the layers say, for a hint: nothing where something is wrong with them, too."""
+    try:
+        return laid_together(layers)
+    except RecipeError:
+        return {}
 
 
 def _depth(override: str) -> int:
@@ -143,13 +191,19 @@ def _document(path: Path) -> _Tree:
         raise RecipeError(str(path), _summary(error)) from error
     if starts != 1:
         raise RecipeError(str(path), f"must hold one YAML document, the keys of a recipe; it has {starts or 'none'}")
-    tree = _known(tree, str(path), (*KEYS, *FILE_KEYS))
+    return _mapping(tree, str(path))
+
+
+def _check(tree: _Tree, where: str, below: Sequence[Layer]) -> None:
+    """Refuse unknown keys and values of another shape in a file."""
+    _refuse_unknown(tree, where, (*KEYS, *FILE_KEYS), lambda: {**_together(below), **tree})
+    check_layer(tree, f"{where}: ")
     rows = tree.get("methods") or {}
     for name, row in rows.items() if isinstance(rows, dict) else [("", rows)]:
-        where = f"{path}: methods.{name}".rstrip(".")
-        check_layer(_known({} if row is None else row, where, KEYS), f"{where}: ")
-    check_layer(tree, f"{path}: ")
-    return tree
+        place = f"{where}: methods.{name}".rstrip(".")
+        row = _mapping({} if row is None else row, place)
+        _refuse_unknown(row, place, KEYS, lambda name=name: {**_together(below), **tree, "method": name})
+        check_layer(row, f"{place}: ")
 
 
 def _parse(override: str) -> _Tree:
@@ -162,20 +216,24 @@ def _parse(override: str) -> _Tree:
         tree = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
     except _OMEGACONF_ERRORS as error:
         raise RecipeError(override, f"not a value: {_summary(error)}") from error
-    return _known(tree, override, (*KEYS, "method"))
+    return _mapping(tree, override)
 
 
-def _known(tree: Any, where: str, valid: Iterable[str]) -> _Tree:
-    """`tree` if it is a mapping of `valid` keys, and all keys in it are text."""
+def _mapping(tree: Any, where: str) -> _Tree:
+    """`tree` if it is a mapping, and all keys in it are text."""
     if not isinstance(tree, dict):
         raise RecipeError(where, "not a mapping of keys to values")
     for key in _keys_of(tree):
         if not isinstance(key, str):
             raise RecipeError(where, f"the key {key!r} is not text: quote it")
-    for key in tree:
-        if key not in valid:
-            raise unknown(where, "key", key, valid)
     return cast(_Tree, tree)
+
+
+def _refuse_unknown(tree: _Tree, where: str, valid: Collection[str], recipe: Callable[[], _Tree]) -> None:
+    """Refuse keys that are not `valid`, with what was likely meant in the recipe."""
+    for key, value in tree.items():
+        if key not in valid:
+            raise unknown(where, "key", key, valid, instead(recipe(), key, value))
 
 
 def _keys_of(value: Any) -> Iterator[Any]:

@@ -107,7 +107,7 @@ class _Meter(Callback):
 
 
 class _Logged(LoggerDestination):
-    """Takes what is only logged: the forward passes of a recalibration, and the accuracy of the last epoch's batches."""
+    """Takes what is only logged: the forward passes of a recalibration, and the accuracy of the last epoch."""
 
     def __init__(self, meter: _Meter) -> None:
         self._meter = meter

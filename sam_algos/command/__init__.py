@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from sam_algos.command.arguments import refuse_options
 from sam_algos.command.ending import Ending, ending, installed
 
 COMMANDS = {
@@ -50,16 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _front(argv)
     name, *rest = argv
     end = Ending()
-    with installed(end), ending(end, traceback="--traceback" in rest):
+    with installed(end), ending(end, argv, traceback="--traceback" in rest):
         command = import_module(f"sam_algos.command.{_MODULES.get(name, name)}")
         # No formatter that folds lines: descriptions and examples are laid out by hand.
         parser = argparse.ArgumentParser(
             prog=f"sam-algos {name}", description=COMMANDS[name].capitalize() + ".", epilog=command.EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
         command.add_arguments(parser)
         parser.add_argument("--traceback", action="store_true", help="show where in the code something fails")
-        end.code = command.run(parser.parse_intermixed_args(rest))
+        args, strange = parser.parse_known_intermixed_args(rest)
+        if strange:
+            refuse_options(parser, args, strange, rest)
+        end.code = command.run(args)
     return end.code
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from sam_algos.command.ending import rank, stopping
+from sam_algos.command.ending import rank, resumable, stopping
 from sam_algos.command.train import train
 from sam_algos.recipes.comparison import Result
 from sam_algos.recipes.names import spelling
@@ -97,30 +97,36 @@ def _title(entry: Entry) -> str:
 
 @contextmanager
 def _named(entries: Sequence[Entry], name: str) -> Iterator[list[Entry]]:
-    """The entries with a run name that no other comparison has: making its folder is how two of a second tell."""
-    chosen, made = entries[0][1].run_name, None
-    if chosen is None and "{run_name" in entries[0][1].run_folder:
-        chosen, made = _claimed(Path(entries[0][1].run_folder).parent, f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    """The entries with the run name that all share."""
+    recipe = entries[0][1]
+    pattern, chosen, made = str(Path(recipe.run_folder).parent), recipe.run_name, ()
+    if chosen is None and "{run_name" in pattern:
+        chosen, made = _claimed(pattern, f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         yield [(method, replace(recipe, run_name=chosen)) for method, recipe in entries]
-    finally:
-        for folder in (made, *made.parents) if made else ():
-            with suppress(OSError):  # it has files in it: the usual case
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # some training has left its files there
                 folder.rmdir()
+        if chosen is not None and Path(pattern.format(run_name=chosen)).exists():
+            resumable(chosen)
+        raise
 
 
-def _claimed(pattern: Path, own: str) -> tuple[str, Path | None]:
+def _claimed(pattern: str, own: str) -> tuple[str, tuple[Path, ...]]:
+    """A name that no other comparison has, and the folders made for it: making one tells who of two was first."""
     number, chosen = 1, own
     while True:
-        folder = Path(str(pattern).format(run_name=chosen))
+        folder = Path(pattern.format(run_name=chosen))
+        missing = tuple(path for path in (folder, *folder.parents) if not path.exists())
         try:
             folder.mkdir(parents=True)
-            return chosen, folder
+            return chosen, missing
         except FileExistsError:
             number += 1
             chosen = f"{own}-{number}"
         except OSError:  # the first training says so in one line
-            return own, None
+            return own, ()
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -44,13 +45,17 @@ class Ending:
 
 _running: list[Run] = []
 
+_resumable: set[str] = set()
+"""The names under which a run that is done left a checkpoint: that of a comparison is one name for all."""
+
 
 def running(run: Run) -> None:
-    """Say which run is going on, so that what interrupts it can say where its files are.
+    """Say which run is going on, so that what interrupts it can say where its files are, and how to go on.
 
     Args:
         run (Run): Takes the place of the one before.
     """
+    _note_checkpoint()
     _running[:] = [run]
 
 
@@ -64,6 +69,21 @@ def stopping() -> Iterator[None]:
         raise
     finally:
         _running.clear()
+
+
+def resumable(run_name: str) -> None:
+    """Say that a comparison can go on under its name.
+
+    Args:
+        run_name (str): Where runs of other processes left something.
+    """
+    _resumable.add(run_name)
+
+
+def _note_checkpoint() -> None:
+    for run in _running:
+        if run.checkpoint and run.settings.run_name:
+            _resumable.add(run.settings.run_name)
 
 
 def rank() -> int:
@@ -88,11 +108,12 @@ def installed(end: Ending) -> Iterator[None]:
 
 
 @contextmanager
-def ending(end: Ending, *, traceback: bool) -> Iterator[None]:
+def ending(end: Ending, argv: Sequence[str], *, traceback: bool) -> Iterator[None]:
     """Turn what is raised into one line on standard error and an exit status.
 
     Args:
         end (Ending): Whose code will be 1 when training failed, 2 when a recipe is wrong, 130 and 143 after a signal.
+        argv (Sequence[str]): The command, which is printed as it goes on after a signal.
         traceback (bool): Raise it instead.
     """
     from sam_algos.recipes.errors import RecipeError
@@ -105,7 +126,7 @@ def ending(end: Ending, *, traceback: bool) -> Iterator[None]:
         if code not in _SIGNALLED:
             raise
         end.code = int(code)
-        _say("interrupted" + _files())
+        _say("interrupted" + _files() + _going_on(argv))
     except BrokenPipeError:  # only the results go to standard output, and whoever reads them has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except RecipeError as error:
@@ -125,6 +146,7 @@ def ending(end: Ending, *, traceback: bool) -> Iterator[None]:
         print(f"error: {what}{files}", file=sys.stderr, flush=True)
     finally:
         _running.clear()
+        _resumable.clear()
 
 
 def _is_missing(error: Exception) -> bool:
@@ -147,6 +169,22 @@ def _files() -> str:
     if not run.stop():
         return "; no training step ran, and nothing was saved"
     return f"; checkpoint: {run.checkpoint or '-'}, log: {run.log}"
+
+
+def _going_on(argv: Sequence[str]) -> str:
+    """The command that goes on from the last checkpoint; nothing where there is none."""
+    _note_checkpoint()
+    name = _running[0].settings.run_name if _running else next(iter(_resumable), None)
+    if name not in _resumable:
+        return ""
+    resumed = [f"run_name={name}", "autoresume=true"]
+    words = [word for word in argv if word.partition("=")[0] not in ("run_name", "autoresume")] + resumed
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world == "1":
+        return f"\ngo on with: {shlex.join(['sam-algos', *words])}"
+    if world == os.environ.get("LOCAL_WORLD_SIZE"):
+        return f"\ngo on with: {shlex.join(['composer', '-n', world, '-m', 'sam_algos.command', *words])}"
+    return f"\ngo on with the same command and {shlex.join(resumed)}"
 
 
 def _summary(error: Exception) -> str:

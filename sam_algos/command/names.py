@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the names."""
-    groups = _groups()
+    groups = _groups(with_recipes=args.what in (None, "recipes"))
     if args.what is None:
         names = {group: sorted(entries) for group, entries in groups.items()}
         print(json.dumps(names) if args.json else "\n".join(f"{group}: {', '.join(n)}" for group, n in names.items()))
@@ -51,14 +51,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _groups() -> dict[str, dict[str, str]]:
-    """All names by what they are, each with its first line."""
-    from sam_algos.recipes import methods_of, shipped
+def _groups(*, with_recipes: bool) -> dict[str, dict[str, str]]:
+    """All names by what they are, each with its first line. Recipes take what reads YAML."""
+    from sam_algos import recipes
     from sam_algos.recipes.catalogue import catalogue
 
-    names = catalogue().groups
+    names, found = catalogue().groups, recipes.shipped() if with_recipes else {}
     groups = {
-        "recipes": {name: f"method={', '.join(methods_of(path))}" for name, path in shipped().items()},
+        "recipes": {name: f"method={', '.join(recipes.methods_of(path))}" for name, path in found.items()},
         "methods": names["method"],
         **{f"parts ({axis})": names[axis] for axis in _AXES},
         "algorithms": {name: form for name, form in names["algorithm"].items() if name not in names["method"]},

@@ -12,8 +12,8 @@ examples:
   sam-algos validate mine.yaml max_duration=20ep
   sam-algos validate --json mine.yaml        {"valid": false, "where": "...", "problem": "..."}
 
-Keys, names, arguments and ranges are checked. What only the data, the device and the libraries can tell
-is found when training begins, before its first step.
+Keys, names, arguments and ranges are checked, and that files and folders are there. What only their content, the
+device and the libraries can tell is found when training begins, before its first step.
 """
 
 

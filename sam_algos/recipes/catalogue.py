@@ -53,7 +53,7 @@ def catalogue() -> Catalogue:
 
 def _form(entry: Mapping[str, Any]) -> Form:
     arguments = {name: Argument(tuple(kinds), default) for name, (*kinds, default) in entry["arguments"].items()}
-    return Form(arguments, entry["takes_others"], entry["doc"])
+    return Form(arguments, entry["takes_others"], entry["doc"], entry.get("samples"))
 
 
 def installed() -> dict[str, str | None]:

@@ -36,6 +36,7 @@ def check_names(recipe: Recipe) -> None:
             _check_label(where, arguments)
     check("dataloader", names.groups["dataloader"]["dataloader"], recipe.dataloader)
     _check_methods(recipe, names)
+    _check_batch(recipe, names)
     _check_paths(recipe)
 
 
@@ -96,6 +97,18 @@ def _check_label(where: str, arguments: Mapping[str, Any]) -> None:
 def _check_methods(recipe: Recipe, names: Catalogue) -> None:
     methods = {spelling(name) for name in names.groups["method"]}
     refuse_several_methods([name for name in recipe.algorithms if spelling(name) in methods])
+
+
+def _check_batch(recipe: Recipe, names: Catalogue) -> None:
+    """Refuse batches that are larger than the training set, where its size is known without opening it."""
+    given, size = recipe.train_dataset, recipe.global_train_batch_size
+    samples = lookup("train_dataset.name", "dataset", given["name"], names.groups["dataset"]).samples
+    if isinstance(given.get("train_subset"), int):
+        samples = given["train_subset"]
+    elif samples is not None:
+        samples -= given.get("validation") or 0
+    if samples is not None and size > samples:
+        raise RecipeError("global_train_batch_size", f"{size} is more than the {samples} training samples")
 
 
 def _check_paths(recipe: Recipe) -> None:

@@ -15,7 +15,8 @@ import torch
 
 from sam_algos.core.options import PositiveInt
 from sam_algos.recipes.errors import BadArgument
-from sam_algos.recipes.sources import dataset, existing, with_own_test_set
+from sam_algos.recipes.paths import File, Folder
+from sam_algos.recipes.sources import dataset, with_own_test_set
 from sam_algos.recipes.splits import Part, divide
 from sam_algos.recipes.texts import LabelledTexts, TextBlocks, Vocabulary, blocks_of
 
@@ -27,7 +28,7 @@ TOPICS = (
 
 @dataset
 def python_docs(
-    *, part: Part, augment: bool, block_size: int = 128, tokenizer: str | None = None, split_seed: int = 0
+    *, part: Part, augment: bool, block_size: int = 128, tokenizer: Folder | None = None, split_seed: int = 0
 ) -> TextBlocks:
     """Python's own documentation (``pydoc_data.topics``, half a megabyte that depends on its version) to predict.
 
@@ -41,7 +42,7 @@ def python_docs(
 
 @dataset
 def python_topics(
-    *, part: Part, augment: bool, max_length: PositiveInt = 256, tokenizer: str | None = None, split_seed: int = 0
+    *, part: Part, augment: bool, max_length: PositiveInt = 256, tokenizer: Folder | None = None, split_seed: int = 0
 ) -> LabelledTexts:
     """Paragraphs of Python's own documentation; the class is which of eight chapters it is from.
 
@@ -62,8 +63,8 @@ def python_topics(
 @dataset
 @with_own_test_set
 def text_file(
-    *, train: bool, augment: bool, path: str, eval_path: str | None = None, block_size: int = 128,
-    tokenizer: str | None = None,
+    *, train: bool, augment: bool, path: File, eval_path: File | None = None, block_size: int = 128,
+    tokenizer: Folder | None = None,
 ) -> TextBlocks:  # fmt: skip
     """A text in UTF-8 to predict, and another, `eval_path`, to test on; `validation` counts blocks."""
     text = _read(path, "path") if train else _read(eval_path, "eval_path")
@@ -73,8 +74,8 @@ def text_file(
 @dataset
 @with_own_test_set
 def text_table(
-    *, train: bool, augment: bool, path: str, eval_path: str | None = None, text: str = "text", label: str = "label",
-    max_length: PositiveInt = 256, tokenizer: str | None = None,
+    *, train: bool, augment: bool, path: File, eval_path: File | None = None, text: str = "text", label: str = "label",
+    max_length: PositiveInt = 256, tokenizer: Folder | None = None,
 ) -> LabelledTexts:  # fmt: skip
     """Texts with labels: a ``.csv`` file with a header, or ``.jsonl`` with an object on each line.
 
@@ -145,7 +146,7 @@ def _read(path: str | None, what: str) -> str:
     if path is None:
         raise BadArgument(what, "required to test; or set validation aside, and evaluate: validation")
     try:
-        content = existing(path, what).read_text(encoding="utf-8")
+        content = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadArgument(what, f"cannot read {path!r}: {error}") from error
     if not content.strip() or "\0" in content:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class RecipeError(ValueError):
@@ -47,7 +47,7 @@ class BadArgument(ValueError):
         self.argument = argument
 
 
-def unknown(where: str, kind: str, name: object, valid: Iterable[str]) -> RecipeError:
+def unknown(where: str, kind: str, name: object, valid: Iterable[str], instead: Sequence[str] = ()) -> RecipeError:
     """An error for `name` that is none of `valid`, with the nearest valid one.
 
     Args:
@@ -55,6 +55,7 @@ def unknown(where: str, kind: str, name: object, valid: Iterable[str]) -> Recipe
         kind (str): What `name` should have been, e.g. ``"dataset"``.
         name (object): What the user wrote.
         valid (Iterable[str]): What may be written.
+        instead (Sequence[str], optional): What is more likely meant than the nearest of `valid`. Default: ``()``.
 
     Returns:
         RecipeError: To be raised by the caller.
@@ -66,7 +67,9 @@ def unknown(where: str, kind: str, name: object, valid: Iterable[str]) -> Recipe
     choices = sorted(valid)
     lower = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
-    if near:
+    if instead:
+        hint = f"did you mean {' or '.join(instead)}?"
+    elif near:
         hint = f"did you mean {lower[near[0]]!r}?"
     elif choices:
         hint = f"valid: {', '.join(choices)}"

@@ -17,13 +17,16 @@ from typing import Annotated, Any, Literal
 
 from sam_algos.core.options import NAMED, Range
 from sam_algos.recipes.errors import RecipeError, unknown
+from sam_algos.recipes.paths import FILE, FOLDER
 
 _ANY = "anything"
 _OBJECT = "a Python object, which cannot be written here"
 _PART = "a part: "
 _ONE_OF = "one of "
 
-_RANGES = dict(NAMED)  # by their words; a kind that is not among them is left to whoever is called
+_PATHS = {known.allowed: known for known in (FOLDER, FILE)}
+
+_RANGES = {**NAMED, **_PATHS}  # by their words; a kind that is not among them is left to whoever is called
 
 
 def _is_number(value: Any) -> bool:
@@ -39,6 +42,9 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "a list": lambda value: isinstance(value, (list, tuple)),
     "a mapping": lambda value: isinstance(value, Mapping),
 }
+
+_SYNONYMS = {"cuda": "gpu", "bf16": "amp_bf16", "bfloat16": "amp_bf16", "fp16": "amp_fp16", "float16": "amp_fp16"}
+"""What PyTorch and other programs call some choices."""
 
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
 
@@ -80,11 +86,14 @@ class Form:
         arguments (Mapping[str, Argument]): By name.
         takes_others (bool): Whether it takes others too, and checks them itself.
         doc (str): What it is.
+        samples (int, optional): Of a data set: how many there are to train on, before any are set aside. Default: only
+            the files tell.
     """
 
     arguments: Mapping[str, Argument]
     takes_others: bool = False
     doc: str = ""
+    samples: int | None = None
 
 
 def describe(factory: Callable[..., Any], hidden: Container[str] = ()) -> Form:
@@ -106,7 +115,7 @@ def describe(factory: Callable[..., Any], hidden: Container[str] = ()) -> Form:
     parameters = inspect.signature(factory).parameters
     for name, parameter in parameters.items():
         if name not in hidden and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            default = None if parameter.default is parameter.empty else _source(parameter.default)
+            default = None if parameter.default is parameter.empty else source_of(parameter.default)
             arguments[name] = Argument(kinds(hints.get(name, Any)), default)
     swallows = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     # Functions pass **kwargs on and check them there; Composer's base classes swallow them.
@@ -187,12 +196,16 @@ def mismatch(argument: Argument, value: Any) -> str:
         >>> mismatch(Argument(("an integer >= 0",), "0"), 1e3)
         'must be an integer >= 0, got 1000.0; write 1000'
     """
+    if missing := [kind for kind in argument.kinds if kind in _PATHS and isinstance(value, str)]:
+        return f"no {missing[0].removeprefix('a ')} {value!r}; put it there, nothing is downloaded"
     problem = f"must be {argument.allowed}, got {value!r}"
     if isinstance(value, float) and value.is_integer() and argument.accepts(int(value)):
         return f"{problem}; write {int(value)}"
     choices = [choice for kind in argument.kinds if kind.startswith(_ONE_OF) for choice in _choices(kind)]
+    meant = _SYNONYMS.get(str(value).lower().partition(":")[0])
     near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
-    return f"{problem}; did you mean {near[0]!r}?" if near else problem
+    hint = meant if meant in choices else next(iter(near), None)
+    return problem if hint is None else f"{problem}; did you mean {hint!r}?"
 
 
 def _fits(kind: str, value: Any) -> bool:
@@ -236,6 +249,7 @@ def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def _source(default: Any) -> str:
+def source_of(default: Any) -> str:
+    """A default as it is shown: as Python writes it, or an ellipsis for an object that YAML has not."""
     plain = default is None or isinstance(default, (bool, int, float, str, tuple, list, dict))
     return repr(default) if plain else "..."

@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from sam_algos.recipes.errors import BadArgument, RecipeError, unknown
 from sam_algos.recipes.names import arguments_of, construct
+from sam_algos.recipes.paths import Folder
 from sam_algos.recipes.texts import LabelledTexts, TextBlocks, transformers
 
 # With bytes there is no tokenizer to save, which Composer would warn of.
@@ -82,7 +83,7 @@ class SequenceClassifier(HuggingFaceModel):
 
 
 def hf_causal_lm(
-    *, data: TextBlocks, pretrained: str | None = None, config: dict[str, Any] | None = None
+    *, data: TextBlocks, pretrained: Folder | None = None, config: dict[str, Any] | None = None
 ) -> HuggingFaceModel:
     """A causal language model.
 
@@ -97,7 +98,7 @@ def hf_causal_lm(
 
     Raises:
         RecipeError: For a wrong config.
-        ValueError: If there is no such folder or no model in it, and if transformers is not installed.
+        ValueError: If there is no model in the folder, and if transformers is not installed.
     """
     if not isinstance(data, TextBlocks):
         raise RecipeError("model.name", "hf_causal_lm needs text to predict; train_dataset has classes")
@@ -105,7 +106,7 @@ def hf_causal_lm(
 
 
 def hf_sequence_classification(
-    *, data: LabelledTexts, pretrained: str | None = None, config: dict[str, Any] | None = None
+    *, data: LabelledTexts, pretrained: Folder | None = None, config: dict[str, Any] | None = None
 ) -> HuggingFaceModel:
     """A sequence classifier.
 
@@ -119,7 +120,7 @@ def hf_sequence_classification(
 
     Raises:
         RecipeError: For a wrong config.
-        ValueError: If there is no such folder or no model in it, and if transformers is not installed.
+        ValueError: If there is no model in the folder, and if transformers is not installed.
     """
     if not isinstance(data, LabelledTexts):
         raise RecipeError("model.name", "hf_sequence_classification needs classes; train_dataset has none")
@@ -169,8 +170,6 @@ def _network(
             raise RecipeError(f"model.config.{key}", "follows from the data: leave it out")
     if pretrained is None:
         return transformers(auto).from_config(_new_config(auto, config, data.vocabulary.size, own))
-    if not Path(pretrained).expanduser().is_dir():
-        raise BadArgument("pretrained", f"no folder {pretrained!r}; save a model there, nothing is downloaded")
     folder = {"local_files_only": True, "trust_remote_code": False}
     path = Path(pretrained).expanduser()
     try:

@@ -19,12 +19,14 @@ from torchvision import transforms as tf
 from sam_algos.recipes.cache import cached
 from sam_algos.recipes.errors import BadArgument
 from sam_algos.recipes.noise import LabelledImages, labelled
-from sam_algos.recipes.sources import dataset, with_own_test_set
+from sam_algos.recipes.paths import Folder
+from sam_algos.recipes.sources import dataset, of_size, with_own_test_set
 from sam_algos.recipes.splits import Part, divide
 from sam_algos.recipes.transforms import IMAGENET, DecodedOnce, Small, ToFloat, centred, small_images
 
 
 @dataset
+@of_size(1077)
 def digits(*, part: Part, augment: bool, split_seed: int = 0) -> LabelledImages:
     """scikit-learn's 1797 handwritten digits of 8x8 pixels, from the installed package; never augmented.
 
@@ -42,6 +44,7 @@ def digits(*, part: Part, augment: bool, split_seed: int = 0) -> LabelledImages:
 
 
 @dataset
+@of_size(4000)
 def mnist1d(*, part: Part, augment: bool) -> LabelledImages:
     """MNIST-1D, ten digits as noisy signals of 40 points, generated on first use and never augmented.
 
@@ -56,7 +59,8 @@ def mnist1d(*, part: Part, augment: bool) -> LabelledImages:
 
 @dataset
 @with_own_test_set
-def cifar10(*, train: bool, augment: bool, path: str, augmentation: Small = "basic") -> LabelledImages:
+@of_size(50_000)
+def cifar10(*, train: bool, augment: bool, path: Folder, augmentation: Small = "basic") -> LabelledImages:
     """CIFAR-10 from ``path/cifar-10-batches-py``."""
     transform = small_images(augment, augmentation, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
     data = _read(tv.CIFAR10, path, train=train)
@@ -65,7 +69,8 @@ def cifar10(*, train: bool, augment: bool, path: str, augmentation: Small = "bas
 
 @dataset
 @with_own_test_set
-def cifar100(*, train: bool, augment: bool, path: str, augmentation: Small = "basic") -> LabelledImages:
+@of_size(50_000)
+def cifar100(*, train: bool, augment: bool, path: Folder, augmentation: Small = "basic") -> LabelledImages:
     """CIFAR-100 from ``path/cifar-100-python``."""
     transform = small_images(augment, augmentation, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
     data = _read(tv.CIFAR100, path, train=train)
@@ -75,7 +80,7 @@ def cifar100(*, train: bool, augment: bool, path: str, augmentation: Small = "ba
 @dataset
 @with_own_test_set
 def svhn(
-    *, train: bool, augment: bool, path: str, augmentation: Small = "basic", extra: bool = False
+    *, train: bool, augment: bool, path: Folder, augmentation: Small = "basic", extra: bool = False
 ) -> LabelledImages:
     """SVHN from ``path/{train,extra,test}_32x32.mat``; with `extra`, trained on both, as in the SAM paper.
 
@@ -92,8 +97,9 @@ def svhn(
 
 @dataset
 @with_own_test_set
+@of_size(60_000)
 def fashion_mnist(
-    *, train: bool, augment: bool, path: str, augmentation: Small = "basic", rgb: bool = False
+    *, train: bool, augment: bool, path: Folder, augmentation: Small = "basic", rgb: bool = False
 ) -> LabelledImages:
     """Fashion-MNIST from ``path/FashionMNIST/raw``; `rgb` repeats the one channel for networks of three."""
     first = [tf.Grayscale(3)] if rgb else []
@@ -105,7 +111,7 @@ def fashion_mnist(
 @dataset
 @with_own_test_set
 def imagefolder(
-    *, train: bool, augment: bool, path: str, image_size: int = 224, resize: int = 256,
+    *, train: bool, augment: bool, path: Folder, image_size: int = 224, resize: int = 256,
     augmentation: Small | Literal["imagenet"] = "imagenet", cache: bool = False,
     train_folder: str = "train", eval_folder: str = "val",
 ) -> LabelledImages:  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from sam_algos.recipes import components
 from sam_algos.recipes.catalogue import FILE, installed
 from sam_algos.recipes.datasets import DATASETS
 from sam_algos.recipes.forms import describe
+from sam_algos.recipes.forwarded import forwarded
 from sam_algos.recipes.models import models
 
 _HIDDEN = {  # what a recipe has no say in, as the run supplies it
@@ -56,7 +57,12 @@ def build() -> dict[str, Any]:
 
 
 def _entry(group: str, factory: Any) -> dict[str, Any]:
-    form = asdict(describe(factory, _HIDDEN.get(group, ())))
+    described = describe(factory, _HIDDEN.get(group, ()))
+    if described.takes_others:
+        described = replace(described, arguments={**described.arguments, **forwarded(factory)}, takes_others=False)
+    form = asdict(replace(described, samples=getattr(factory, "samples", None)))
+    if form["samples"] is None:
+        del form["samples"]
     if isinstance(factory, partial):  # torchvision's networks and the like: their names say it
         form["doc"] = ""
     if group not in _IN_FULL:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -14,18 +13,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sam_algos.recipes.choice import with_method
+from sam_algos.recipes.choice import Layer, laid_together, rows_of
 from sam_algos.recipes.errors import RecipeError, unknown
-from sam_algos.recipes.find import find
-from sam_algos.recipes.forms import Argument, kinds, mismatch
-from sam_algos.recipes.merge import lay
-from sam_algos.recipes.schema import COLLECTIONS, FILE_KEYS, REQUIRED, SECTIONS, Recipe
+from sam_algos.recipes.find import Found, find
+from sam_algos.recipes.schema import FILE_KEYS, Recipe
+from sam_algos.recipes.shape import KEYS, check_layer, checked, is_text
+from sam_algos.recipes.suggest import instead
 
 _OMEGACONF_ERRORS = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError)
-
-_HINTS = typing.get_type_hints(Recipe, include_extras=True)
-
-_KEYS = [key.name for key in fields(Recipe)]
 
 _UNSEEN_SEED = 1000
 """The first seed of a comparison; settings are chosen with seeds from 0."""
@@ -34,13 +29,21 @@ _Tree = dict[str, Any]  # plain Python values, interpolations not yet resolved
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, lay it over its ``base:``, lay its method's row and then overrides over it, and check the result.
+    """Read a recipe and lay together all that was written about it: what is nearer to the user is on top.
 
-    A file may name another with ``base:`` (a path relative to itself, or a shipped recipe); its own keys are laid over
-    that one's (see `lay`). ``method: NAME`` then lays the row ``methods.NAME`` over the whole, and adds
-    ``algorithms.NAME`` where ``NAME`` is a sharpness-aware method that the row does not mention. The name of the
-    recipe's own optimizer stands for training without a method, where it has no row. A method in the file's
-    ``algorithms`` gives way to one that is asked for by the recipe's name or an override.
+    From the bottom to the top, each key by key over what is below it (see `lay`):
+
+    1. the file that ``base:`` names, itself with its own base below it;
+    2. that file's row of the method, ``methods.NAME``;
+    3. the file itself;
+    4. its own row of the method;
+    5. the overrides, in any order: ``optimizer.lr=0.1`` is laid over ``optimizer.name=adamw``, as it is more specific,
+       and of two for the same key the later one wins.
+
+    The method is the topmost ``method: NAME``; ``RECIPE/NAME`` and ``method=NAME`` are above the files. NAME is a row,
+    or any sharpness-aware method, whose defaults are then at the bottom. The name of the recipe's own optimizer stands
+    for training without a method, as does ``method: null``. A method replaces other methods in the ``algorithms`` of
+    the layers below it; options of its own that stand there are kept.
 
     Args:
         name (str | Path): A file, or the name of a shipped recipe; see `find`.
@@ -52,16 +55,15 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: For everything that is wrong with the file, its bases or the overrides.
+
+    Example:
+        >>> load_recipe("digits", ["method=sam", "algorithms.sam.rho=0.1"]).algorithms["sam"]
+        {'rho': 0.1}
     """
     found = find(name)
-    tree, layers = _read(found.path, ()), [_parse(override) for override in overrides]
-    asked = [] if found.method is None else [found.method]
-    asked += [layer.pop("method") for layer in layers if "method" in layer]
-    chosen = asked[-1] if asked else tree.get("method")
-    tree = with_method(tree, chosen, layers, instead=bool(asked))
-    for override, layer in zip(overrides, layers, strict=True):
-        tree = lay(tree, layer, override)
-    return _checked(_resolved(tree))
+    layers = [*_read(found.path, ()), *_asked(found)]
+    layers += _overriding(overrides, layers)
+    return checked(_resolved(laid_together(layers)))
 
 
 def methods_of(name: str | Path) -> list[str]:
@@ -76,7 +78,7 @@ def methods_of(name: str | Path) -> list[str]:
     Raises:
         RecipeError: For whatever is wrong with the file.
     """
-    return list(_read(find(name).path, ()).get("methods") or ())
+    return rows_of(_read(find(name).path, ()))
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,37 @@ def comparison_of(name: str | Path, overrides: Sequence[str] = ()) -> Comparison
     Raises:
         RecipeError: For whatever is wrong with the file or an override.
     """
-    tree = _read(find(name).path, ())
-    given = tree.get("compare") or {}
-    for override in overrides:
-        tree = lay(tree, _parse(override), override)
-    return Comparison(tuple(given.get("methods", ())), given.get("seeds", 1), tree.get("seed", _UNSEEN_SEED))
+    found = find(name)
+    layers = [*_read(found.path, ()), *_asked(found)]
+    layers += _overriding(overrides, layers)
+    given = {key: value for layer in layers for key, value in layer.compare.items()}
+    seeds = [layer.keys["seed"] for layer in layers if "seed" in layer.keys]
+    first_seed = checked(_resolved(laid_together(layers))).seed if seeds else _UNSEEN_SEED
+    return Comparison(tuple(given.get("methods", ())), given.get("seeds", 1), first_seed)
+
+
+def meant_by(name: str | Path, overrides: Sequence[str], key: str, value: str) -> list[str]:
+    """The overrides that somebody who wrote an unknown key of a recipe may have meant.
+
+    Args:
+        name (str | Path): As for `load_recipe`.
+        overrides (Sequence[str]): What else was written.
+        key (str): The key, e.g. ``epochs``.
+        value (str): Its value.
+
+    Returns:
+        list[str]: The most likely first; empty where nothing is, and where something is wrong with the recipe, too.
+
+    Example:
+        >>> meant_by("digits/sam", [], "rho", "0.1")
+        ['algorithms.sam.rho=0.1']
+    """
+    try:
+        found = find(name)
+        below = [*_read(found.path, ()), *_asked(found)]
+        return instead(_together([*below, *_overriding(overrides, below)]), key, value)
+    except RecipeError:
+        return []
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -127,22 +155,65 @@ def dump_recipe(recipe: Recipe) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> _Tree:
-    """The file at `path` laid over its bases; `above` are the files that led here."""
+def _read(path: Path, above: tuple[Path, ...]) -> list[Layer]:
+    """The layers of the file at `path`, its bases first; `above` are the files that led here."""
     if path.resolve() in above:
         raise RecipeError(str(path), "base: leads back to this file")
     tree = _document(path)
-    base = tree.pop("base", None)
+    below = _below(path, tree.get("base"), above)
+    _check(tree, str(path), below)
+    keys = {key: value for key, value in tree.items() if key not in FILE_KEYS}
+    fields_of = {"methods": "rows", "method": "method", "compare": "compare"}
+    given = {fields_of[key]: value for key, value in tree.items() if key in fields_of}
+    return [*below, Layer(str(path), keys, **given)]
+
+
+def _below(path: Path, base: Any, above: tuple[Path, ...]) -> list[Layer]:
+    """The layers of the base of the file at `path`."""
     if base is None:
-        return lay({}, tree, str(path))
+        return []
     if not isinstance(base, str):
         raise RecipeError(str(path), f"base: {base!r} is not a path")
     beside = path.parent / base
     found = find(beside if beside.is_file() else base)
-    below = _read(found.path, (*above, path.resolve()))
-    if found.method is not None:
-        below["method"] = found.method
-    return lay(below, tree, str(path))
+    return [*_read(found.path, (*above, path.resolve())), *_asked(found)]
+
+
+def _asked(found: Found) -> list[Layer]:
+    """The method in ``RECIPE/METHOD``."""
+    return [] if found.method is None else [Layer(f"method={found.method}", {}, method=found.method)]
+
+
+def _overriding(overrides: Sequence[str], below: Sequence[Layer]) -> list[Layer]:
+    """A layer for each override, the more specific ones on top."""
+    layers, strange = [], None
+    for override in sorted(overrides, key=_depth):
+        ((key, value),) = (tree := _parse(override)).items()
+        check_layer(tree, "")
+        if key == "method":
+            layers.append(Layer(override, {}, method=value))
+        elif key in KEYS:
+            layers.append(Layer(override, tree))
+        else:
+            strange = strange or override
+    if strange is not None:
+        key, _, value = strange.partition("=")
+        meant = instead(_together([*below, *layers]), key, value)
+        raise unknown(strange, "key", key.partition(".")[0], (*KEYS, "method"), meant)
+    return layers
+
+
+def _together(layers: Sequence[Layer]) -> _Tree:
+    """What the layers say, for a hint: nothing where something is wrong with them, too."""
+    try:
+        return laid_together(layers)
+    except RecipeError:
+        return {}
+
+
+def _depth(override: str) -> int:
+    """How specific an override is: a name is as its section, since another name replaces the section."""
+    return override.partition("=")[0].removesuffix(".name").count(".")
 
 
 def _document(path: Path) -> _Tree:
@@ -161,17 +232,27 @@ def _document(path: Path) -> _Tree:
         raise RecipeError(str(path), _summary(error)) from error
     if starts != 1:
         raise RecipeError(str(path), f"must hold one YAML document, the keys of a recipe; it has {starts or 'none'}")
-    tree = _known(tree, str(path), (*_KEYS, *FILE_KEYS))
+    return _mapping(tree, str(path))
+
+
+def _check(tree: _Tree, where: str, below: Sequence[Layer]) -> None:
+    """Refuse unknown keys and values of another shape in a file."""
+    _refuse_unknown(tree, where, (*KEYS, *FILE_KEYS), lambda: {**_together(below), **tree})
+    check_layer(tree, f"{where}: ")
     rows = tree.get("methods") or {}
     for name, row in rows.items() if isinstance(rows, dict) else [("", rows)]:
-        where = f"{path}: methods.{name}".rstrip(".")
-        _known({} if row is None else row, where, _KEYS)
-    _check_comparison(f"{path}: compare", tree.get("compare") or {})
-    return tree
+        place = f"{where}: methods.{name}".rstrip(".")
+        row = _mapping({} if row is None else row, place)
+        _refuse_unknown(row, place, KEYS, lambda name=name: {**_together(below), **tree, "method": name})
+        check_layer(row, f"{place}: ")
+    _check_comparison(f"{where}: compare", tree.get("compare", {}))
 
 
 def _check_comparison(where: str, given: Any) -> None:
-    given = _known(given, where, ("methods", "seeds"))
+    given = _mapping(given, where)
+    for key in given:
+        if key not in ("methods", "seeds"):
+            raise unknown(where, "key", key, ("methods", "seeds"))
     methods, seeds = given.get("methods", ["one"]), given.get("seeds", 1)
     if not (isinstance(methods, list) and methods and all(isinstance(name, str) for name in methods)):
         raise RecipeError(f"{where}.methods", f"must be a list of methods, got {methods!r}; write methods: [sgd, sam]")
@@ -183,30 +264,30 @@ def _parse(override: str) -> _Tree:
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
         raise RecipeError(override, "not an override: write key=value, e.g. max_duration=20ep")
-    if _is_text(key) and re.fullmatch(r"[-+.\w]+", text) and text.lower() not in ("null", "true", "false"):
+    if is_text(key) and re.fullmatch(r"[-+.\w]+", text) and text.lower() not in ("null", "true", "false"):
         return {key: text}  # as it stands: a run may be called 007, or 12e4567
     try:
         tree = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
     except _OMEGACONF_ERRORS as error:
         raise RecipeError(override, f"not a value: {_summary(error)}") from error
-    return _known(tree, override, (*_KEYS, "method"))
+    return _mapping(tree, override)
 
 
-def _is_text(key: str) -> bool:
-    return key in _HINTS and set(kinds(_HINTS[key])) <= {"text", "null"}
-
-
-def _known(tree: Any, where: str, valid: Sequence[str]) -> _Tree:
-    """`tree` if it is a mapping of `valid` keys, and all keys in it are text."""
+def _mapping(tree: Any, where: str) -> _Tree:
+    """`tree` if it is a mapping, and all keys in it are text."""
     if not isinstance(tree, dict):
         raise RecipeError(where, "not a mapping of keys to values")
     for key in _keys_of(tree):
         if not isinstance(key, str):
             raise RecipeError(where, f"the key {key!r} is not text: quote it")
-    for key in tree:
-        if key not in valid:
-            raise unknown(where, "key", key, valid)
     return cast(_Tree, tree)
+
+
+def _refuse_unknown(tree: _Tree, where: str, valid: Collection[str], recipe: Callable[[], _Tree]) -> None:
+    """Refuse keys that are not `valid`, with what was likely meant in the recipe."""
+    for key, value in tree.items():
+        if key not in valid:
+            raise unknown(where, "key", key, valid, instead(recipe(), key, value))
 
 
 def _keys_of(value: Any) -> Iterator[Any]:
@@ -230,39 +311,3 @@ def _resolved(tree: _Tree) -> _Tree:
 def _summary(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _checked(tree: _Tree) -> Recipe:
-    """The recipe, if its values have the types, shapes and ranges that building it relies on."""
-    for key in _KEYS:
-        if tree[key] == REQUIRED:
-            raise RecipeError(key, "required")
-        if key in COLLECTIONS and not isinstance(tree[key], dict):
-            singular = key.removesuffix("s")
-            name = tree[key] if isinstance(tree[key], str) and tree[key].isidentifier() else "NAME"
-            problem = f"must map each {singular}'s name to its arguments, got {tree[key]!r}; write {key}.{name}={{}}"
-            raise RecipeError(key, problem)
-        argument = Argument(kinds(_HINTS[key]), None)
-        tree[key] = _converted(argument, tree[key])
-        if not argument.accepts(tree[key]):
-            raise RecipeError(key, mismatch(argument, tree[key]))
-    for section in SECTIONS:
-        arguments = tree[section]
-        if arguments is not None and not isinstance(arguments.get("name"), str):
-            raise RecipeError(f"{section}.name", "required")
-    for collection in COLLECTIONS:
-        for name, arguments in tree[collection].items():
-            if not isinstance(arguments, dict):
-                problem = f"{arguments!r} is not a mapping of arguments; write {collection}.{name}={{}}"
-                raise RecipeError(f"{collection}.{name}", problem)
-    return Recipe(**tree)
-
-
-def _converted(argument: Argument, value: Any) -> Any:
-    """`value` as the type that the key has, where they say the same: the environment's numbers are text."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value) if set(argument.kinds) <= {"text", "null"} else value
-    if isinstance(value, str) and "text" not in argument.kinds:
-        plain = yaml.safe_load(value) if re.fullmatch(r"[-+.\w]+", value) else value
-        return plain if isinstance(plain, (bool, int, float)) else value
-    return value

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
 from sam_algos.recipes.errors import RecipeError
 from sam_algos.recipes.names import spelling
 from sam_algos.recipes.schema import COLLECTIONS, SECTIONS
+from sam_algos.recipes.shape import is_interpolation
 
 _Tree = dict[str, Any]
 
 
 def lay(below: _Tree, above: _Tree, where: str) -> _Tree:
-    """`above` over `below`, key by key.
+    """Lay `above` over `below`, key by key.
 
-    * A section that names something else (``optimizer: {name: adamw, ...}`` over ``sgd``) replaces the section below:
-      arguments of the one mean nothing to the other. The parts of `algorithms.sharpness_aware` are such sections too.
+    * A section that names something else (``optimizer: {name: adamw, ...}`` over ``sgd``) replaces the section below,
+      whose arguments mean nothing to it. A part of a method (``policy``, ``perturbation``, a schedule for ``rho``, ...)
+      is such a section too.
     * In `algorithms`, `callbacks` and `loggers` a null value removes the entry below
       (``algorithms: {sam: null, asam: {rho: 0.5}}``, or ``algorithms.sam=null`` as an override), and
-      ``algorithms=null`` removes all.
+      ``algorithms=null`` removes all. A name is the same in any spelling.
 
     Args:
         below (dict): Plain values.
@@ -31,29 +33,53 @@ def lay(below: _Tree, above: _Tree, where: str) -> _Tree:
         dict: A new tree.
 
     Raises:
-        RecipeError: If an entry is removed that is not there.
+        RecipeError: If an entry is removed that is not there or stands there twice, and if a mapping meets an
+            interpolation, which is filled in only after all is laid together.
     """
-    below, above = deepcopy(below), deepcopy(above)
-    _drop_renamed(below, above, SECTIONS)
-    if isinstance(parts := _composed(above), dict) and isinstance(parts_below := _composed(below), dict):
-        _drop_renamed(parts_below, parts, list(parts))
-    for collection in COLLECTIONS:
-        if collection in above:
-            _remove_nulls(below, above, collection, where)
-    return _merged(below, above)
+    laid = deepcopy(below)
+    for key, value in deepcopy(above).items():
+        if key in COLLECTIONS:
+            laid[key] = _entries(laid.get(key), value, key, where)
+        else:
+            _refuse_interpolation(laid.get(key), value, key, where)
+            laid[key] = (_section if key in SECTIONS else _merged)(laid.get(key), value)
+    return laid
 
 
-def _merged(below: Any, above: Any) -> Any:
+def _entries(below: Any, above: Any, collection: str, where: str) -> Any:
+    """A collection over another."""
+    if above is None:
+        return {}
+    _refuse_interpolation(below, above, collection, where)
+    if not isinstance(above, dict):
+        return above
+    entries = dict(below) if isinstance(below, dict) else {}
+    for number, (name, arguments) in enumerate(above.items()):
+        if twin := spelled(name, list(above)[:number]):
+            raise RecipeError(where, f"{collection}: {twin} and {name} are the same: write one of them")
+        there = spelled(name, entries)
+        if arguments is None and there is None:
+            raise RecipeError(where, f"{collection}.{name}: null removes an entry, and there is none; {{}} adds one")
+        if arguments is None:
+            del entries[there]
+            continue
+        name = name if there is None else there
+        _refuse_interpolation(entries.get(name), arguments, f"{collection}.{name}", where)
+        entries[name] = _merged(entries.get(name), arguments, _section if collection == "algorithms" else _merged)
+    return entries
+
+
+def _section(below: Any, above: Any) -> Any:
+    """One named thing, and those within it, over another."""
+    if isinstance(below, dict) and isinstance(above, dict) and not _same(above.get("name"), below.get("name")):
+        return above
+    return _merged(below, above, _section)
+
+
+def _merged(below: Any, above: Any, inner: Any = None) -> Any:
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
-    return {**below, **{key: _merged(below.get(key), value) for key, value in above.items()}}
-
-
-def _drop_renamed(below: _Tree, above: _Tree, sections: Sequence[str]) -> None:
-    """Take out of ``below`` the sections that name something else in ``above``."""
-    for section in sections:
-        if not _same(_name(above.get(section)), _name(below.get(section))):
-            below.pop(section, None)
+    return {**below, **{key: (inner or _merged)(below.get(key), value) for key, value in above.items()}}
 
 
 def _same(name: Any, below: Any) -> bool:
@@ -62,26 +88,28 @@ def _same(name: Any, below: Any) -> bool:
     return name is None or name == below or (both and spelling(name) == spelling(below))
 
 
-def _composed(tree: _Tree) -> Any:
-    """What `algorithms.sharpness_aware` holds, whose parts are sections too."""
-    algorithms = tree.get("algorithms")
-    return algorithms.get("sharpness_aware") if isinstance(algorithms, dict) else None
+def spelled(name: Any, table: Iterable[Any]) -> Any:
+    """A name as it is spelled in a table.
+
+    Args:
+        name (Any): In any spelling.
+        table (Iterable): The names that there are.
+
+    Returns:
+        Any: The name in the table, None where it is not there.
+
+    Example:
+        >>> spelled("LookSAM", ["sam", "looksam"])
+        'looksam'
+    """
+    names = list(table)
+    if name in names or not isinstance(name, str):
+        return name if name in names else None
+    return next((key for key in names if isinstance(key, str) and spelling(key) == spelling(name)), None)
 
 
-def _name(section: Any) -> Any:
-    return section.get("name") if isinstance(section, dict) else None
-
-
-def _remove_nulls(below: _Tree, above: _Tree, collection: str, where: str) -> None:
-    """Take out of both trees what `above` sets to null."""
-    entries, there = above[collection], below.get(collection)
-    if entries is None:
-        del above[collection]
-        below.pop(collection, None)
-    if not isinstance(entries, dict):
-        return
-    for name in [name for name, arguments in entries.items() if arguments is None]:
-        if not isinstance(there, dict) or name not in there:
-            key = f"{collection}.{name}"
-            raise RecipeError(where, f"{key}: null removes an entry, and there is none; {{}} adds one")
-        del there[name], entries[name]
+def _refuse_interpolation(below: Any, above: Any, key: str, where: str) -> None:
+    """Refuse to replace in silence what was meant to be changed."""
+    for one, other in ((below, above), (above, below)):
+        if is_interpolation(one) and isinstance(other, dict):
+            raise RecipeError(where, f"{key}: {one!r} cannot be laid together with {other!r}: write its entries out")

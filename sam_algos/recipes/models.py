@@ -230,12 +230,12 @@ def _torchvision(model: str, /, *, num_classes: int, **options: Any) -> nn.Modul
         raise BadArgument(strange[0], f"{model} has no such argument") from error
 
 
-def _pytorchcv(model: str, /, *, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
+def _pytorchcv(model: str, /, *, num_classes: int, in_channels: int) -> nn.Module:
     try:
         from pytorchcv.model_provider import get_model
     except ImportError:
         raise ValueError(f"{model} comes from pytorchcv: pip install 'sam_algos[models]'") from None
-    network: Any = get_model(f"{model}_cifar10", in_channels=in_channels, **options)
+    network: Any = get_model(f"{model}_cifar10", in_channels=in_channels)
     if num_classes != 10:  # some of its builders refuse numbers that CIFAR does not have
         network.output = nn.Linear(network.output.in_features, num_classes)
         network.num_classes = num_classes

@@ -208,6 +208,11 @@ def _join(recipe: Recipe) -> None:
     """Find the device, and where there are several processes, start their group."""
     try:
         device = get_device(recipe.device)
+    except (ValueError, RuntimeError, ImportError) as error:
+        why = str(error).rstrip(".")
+        problem = f"there is no {recipe.device} here ({why}); write device=cpu, or leave it out to take what there is"
+        raise RecipeError("device", problem) from error
+    try:
         if dist.get_world_size() > 1:  # one process alone would pay for collectives with nobody
             dist.initialize_dist(device, timeout=recipe.dist_timeout)
     except (ValueError, RuntimeError, ImportError) as error:

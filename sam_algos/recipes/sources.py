@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import update_wrapper
-from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from sam_algos.core.options import UnitInterval
@@ -18,6 +17,23 @@ Loader = Callable[..., Any]
 
 DATASETS: dict[str, Loader] = {}
 """The data sets by name: functions of ``train`` and of the options in the recipe."""
+
+
+def of_size(samples: int) -> Callable[[Loader], Loader]:
+    """Say how many training samples a data set has, which is then known before it is opened.
+
+    Args:
+        samples (int): Before any are set aside.
+
+    Returns:
+        Callable: A decorator, to stand below the others.
+    """
+
+    def mark(loader: Loader) -> Loader:
+        loader.samples = samples  # type: ignore[attr-defined]
+        return loader
+
+    return mark
 
 
 def dataset(loader: Loader) -> Loader:
@@ -67,22 +83,3 @@ def _offer(load: Loader, loader: Loader, without: str) -> None:
     update_wrapper(load, loader)
     load.__signature__ = inspect.Signature(list(options.values()))  # type: ignore[attr-defined]
     load.__annotations__ = hints
-
-
-def existing(path: str, what: str = "path") -> Path:
-    """A folder or file of the user's.
-
-    Args:
-        path (str): Where it is; ``~`` is the home folder.
-        what (str, optional): The option that says so. Default: ``"path"``.
-
-    Returns:
-        Path: It exists.
-
-    Raises:
-        ValueError: If there is nothing.
-    """
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise BadArgument(what, f"nothing at {path!r}; put it there, nothing is downloaded")
-    return found

@@ -38,12 +38,10 @@ class Vocabulary:
             Vocabulary: To read text with.
 
         Raises:
-            ValueError: If there is no such folder or no tokenizer in it, and if transformers is not installed.
+            ValueError: If there is no tokenizer in the folder, and if transformers is not installed.
         """
         if path is None:
             return cls()
-        if not Path(path).expanduser().is_dir():
-            raise BadArgument("tokenizer", f"no folder {path!r}; save one there, nothing is downloaded")
         auto = transformers("AutoTokenizer")
         try:
             return cls(auto.from_pretrained(Path(path).expanduser(), local_files_only=True, trust_remote_code=False))

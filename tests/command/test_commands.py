@@ -59,8 +59,8 @@ def test_an_unknown_command_names_the_nearest(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_shipped_recipes_are_valid(output: Output, name: str) -> None:
-    assert output("validate", name) == f"valid: {name}\n"
+def test_shipped_recipes_are_valid_where_their_data_is(output: Output, name: str, tmp_path: Path) -> None:
+    assert output("validate", name, f"variables.data_path={tmp_path}") == f"valid: {name}\n"
 
 
 def test_validate_as_json(write: Write, output: Output) -> None:
@@ -127,6 +127,27 @@ def test_explain(output: Output, name: str) -> None:
         assert re.search(rf"^    {argument} .*; (default|required)", text, re.MULTILINE)
     card = json.loads(output("explain", "--json", name))
     assert list(card["arguments"]) == list(group[name].arguments)
+
+
+def test_explain_shows_a_recipe(write: Write, output: Output) -> None:
+    text = output("explain", "digits")
+    assert text.startswith("digits is a recipe. Resolved: sam-algos show digits\n\n# 1077 handwritten digits")
+    assert text.endswith(shipped()["digits"].read_text())
+    assert output("explain", "digits/sam").startswith("digits/sam is a recipe, here with method=sam. ")
+    path = write("base: digits\n")
+    assert output("explain", str(path)) == f"{path} is a recipe. Resolved: sam-algos show {path}\n\nbase: digits\n"
+    assert json.loads(output("explain", "--json", "cifar10/resnet18"))["kind"] == "recipe"
+
+
+@pytest.mark.parametrize("group", ["dataset", "model", "optimizer", "scheduler", "callback", "logger"])
+def test_explain_knows_whatever_list_names(output: Output, group: str) -> None:
+    names = json.loads(output("list", "--json"))[f"{group}s"]
+    for name in names:
+        card = json.loads(output("explain", "--json", name))
+        expected = "recipe" if name in shipped() else "schedule" if name == "cosine" else group
+        assert card["kind"] == expected
+        if expected == group:
+            assert list(card["arguments"]) == list(catalogue().groups[group][name].arguments)
 
 
 def test_explain_names_the_nearest(capsys: Capture) -> None:

@@ -6,12 +6,14 @@ import errno
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
-from composer import Trainer
+from composer import State, Trainer
 
 from sam_algos import train
+from sam_algos.command import main
 from sam_algos.recipes.records import StepTimes
 from sam_algos.recipes.summaries import read_metrics
 from tests.command.running import Capture, fails
@@ -38,6 +40,83 @@ def test_interrupt_after_a_step_says_where_the_files_are(
     assert train.main([str(write()), "run_name=short"]) == 130
     assert capsys.readouterr().err == "interrupted; checkpoint: -, log: runs/short/metrics.jsonl\n"
     assert Path("runs/short/metrics.jsonl").is_file()
+
+
+@pytest.fixture
+def interrupted_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step of the second epoch is interrupted, once."""
+    stopped = []
+
+    def epoch_start(self: StepTimes, state: State, logger: object) -> None:
+        if state.timestamp.epoch == 1 and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StepTimes, "epoch_start", epoch_start, raising=False)
+
+
+@pytest.mark.usefixtures("interrupted_after_an_epoch")
+@pytest.mark.parametrize(
+    "overrides",
+    [["seed=3"], ["run_name=mine", "save_folder=saved here/{run_name}"], ["run_name=mine", "autoresume=true"]],
+)
+def test_an_interrupt_prints_the_command_that_goes_on(write: Write, capsys: Capture, overrides: list[str]) -> None:
+    assert main(["train", str(write()), "max_duration=2ep", "progress_bar=true", *overrides]) == 130
+    *_, stopped, advice = capsys.readouterr().err.splitlines()
+    assert stopped.startswith("interrupted; checkpoint: ") and "ep1-ba1-rank0.pt" in stopped
+    words = shlex.split(advice.removeprefix("go on with: "))
+    assert words[:2] == ["sam-algos", "train"] and set(overrides) <= set(words)
+    assert sum(word.startswith("run_name=") for word in words) == words.count("autoresume=true") == 1
+    assert main(words[1:]) == 0
+    assert capsys.readouterr().err.startswith("going on after batch 1, from ")
+
+
+@pytest.mark.usefixtures("interrupted_after_an_epoch")
+def test_a_run_that_saved_nothing_has_no_command_that_goes_on(write: Write, capsys: Capture) -> None:
+    assert main(["train", str(write()), "max_duration=2ep", "save_folder=null"]) == 130
+    assert re.fullmatch(r"interrupted; checkpoint: -, log: runs/\S+\n", capsys.readouterr().err)
+
+
+def test_an_interrupted_comparison_goes_on_from_the_methods_that_are_done(
+    write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, fitted = Trainer.fit, []
+
+    def second(self: Trainer) -> None:
+        fitted.append(self)
+        if len(fitted) == 2:
+            raise KeyboardInterrupt
+        fit(self)
+
+    monkeypatch.setattr(Trainer, "fit", second)
+    assert main(["compare", str(write()), "--methods", "sgd,sam"]) == 130
+    advice = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"go on with: sam-algos compare \S+ --methods sgd,sam run_name=\S+ autoresume=true$", advice)
+    assert main(shlex.split(advice.removeprefix("go on with: "))[1:]) == 0
+    assert len(fitted) == 3
+
+
+@pytest.mark.parametrize(
+    ("on_this_machine", "advice"),
+    [
+        ("2", "composer -n 2 -m sam_algos.command train RECIPE max_duration=2ep run_name=a autoresume=true"),
+        ("1", "the same command and run_name=a autoresume=true"),
+    ],
+)
+def test_several_processes_go_on_with_their_launcher(
+    write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch, on_this_machine: str, advice: str
+) -> None:
+    def stop(self: StepTimes, state: State, logger: object) -> None:
+        if state.timestamp.epoch == 1:
+            monkeypatch.setenv("WORLD_SIZE", "2")
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", on_this_machine)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StepTimes, "epoch_start", stop, raising=False)
+    path = str(write())
+    assert main(["train", path, "max_duration=2ep", "run_name=a"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(f"go on with:? {re.escape(advice.replace('RECIPE', path))}", last)
 
 
 def test_an_interrupt_while_the_trainer_is_made_leaves_nothing(

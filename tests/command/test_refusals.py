@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sam_algos import train
+from sam_algos.command import main
 from tests.command.running import Capture, refused
 from tests.recipes.writing import Write
 
@@ -27,6 +28,21 @@ WRONG = {
     ),
     "precision=amp_fp16": "error: recipe: ",
     "device=gpuu": "error: device: ",
+    "device=cuda": (
+        "error: device: must be one of 'cpu', 'gpu', 'mps', 'tpu', 'hpu', or null, got 'cuda'; did you mean 'gpu'?\n"
+    ),
+    "device=cuda:1": "error: device: must be one of 'cpu', 'gpu'",
+    "precision=bf16": "error: precision: must be one of 'fp32', 'amp_bf16', 'amp_fp16', 'amp_fp8', 'amp_bf16_or_fp32'",
+    "device=mps": "error: device: there is no mps here (",
+    "rho=0.1": "error: rho=0.1: unknown key 'rho'; valid: ",
+    "lr=0.2": "error: lr=0.2: unknown key 'lr'; did you mean optimizer.lr=0.2?\n",
+    "label_noise=0.2": "error: label_noise=0.2: unknown key 'label_noise'; did you mean train_dataset.label_noise=0.2?",
+    "width=3": "error: width=3: unknown key 'width'; did you mean model.width=3?",
+    "num_workers=2": "error: num_workers=2: unknown key 'num_workers'; did you mean dataloader.num_workers=2?",
+    "sam.rho=0.1": "error: sam.rho=0.1: unknown key 'sam'; did you mean algorithms.sam.rho=0.1?",
+    "lr_monitor={}": "error: lr_monitor={}: unknown key 'lr_monitor'; did you mean callbacks.lr_monitor={}?",
+    "epochs=3": "error: epochs=3: unknown key 'epochs'; did you mean max_duration=3ep?",
+    "maxDuration=3ep": "error: maxDuration=3ep: unknown key 'maxDuration'; did you mean max_duration=3ep?",
     "device_train_microbatch_size=auto": "error: recipe: ",
     "device_train_microbatch_size=many": "error: ",
     "load_path=nothing.pt": "error: load_path: no such file: nothing.pt",
@@ -78,6 +94,68 @@ WRONG = {
     "run_name=" + 300 * "x": "error: run_folder: cannot make runs/xxx",
     "no_equals": "error: no_equals: not an override: write key=value",
 }
+
+
+METHODS_OWN = {
+    ("digits", "rho=0.1"): "algorithms.aesam.rho=0.1",
+    ("digits/sam", "rho=0.1"): "algorithms.sam.rho=0.1",
+    ("digits", "method=looksam", "rho=0.1"): "algorithms.looksam.rho=0.1",
+    ("digits", "k=3", "method=looksam"): "algorithms.looksam.k=3",
+    ("digits", "smoothing=0.1"): "algorithms.label_smoothing.smoothing=0.1",
+    ("digits", "optimizer.name=adamw", "betas=[0.9, 0.99]"): "optimizer.betas=[0.9, 0.99]",
+    ("recipe.yaml", "rho=0.1"): "algorithms.wsam.rho=0.1",
+}
+
+
+@pytest.mark.parametrize("argv", METHODS_OWN)
+def test_an_argument_without_its_section_is_found_in_what_is_trained(
+    write: Write, capsys: Capture, argv: tuple[str, ...]
+) -> None:
+    write("base: digits\nmethod: null\nalgorithms: {wsam: {}}\n", name="work/recipe.yaml")
+    assert train.main(list(argv)) == 2
+    assert capsys.readouterr().err.endswith(f"; did you mean {METHODS_OWN[argv]}?\n")
+
+
+FILES = {
+    "base: digits\nrho: 0.1\n": "unknown key 'rho'; did you mean algorithms.aesam.rho=0.1?",
+    "base: digits\nmethod: sam\nrho: 0.1\n": "unknown key 'rho'; did you mean algorithms.sam.rho=0.1?",
+    "base: digits\nmethods: {asam: {rho: 0.1}}\n": "methods.asam: unknown key 'rho'; did you mean algorithms.asam.rho",
+    "base: digits\nepochs: 3\n": "unknown key 'epochs'; did you mean max_duration=3ep?",
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_key_of_a_file_is_found_too(write: Write, capsys: Capture, text: str) -> None:
+    refused([str(path := write(text))], capsys, f"error: {path}: {FILES[text]}")
+
+
+OPTIONS = {
+    "train digits --epochs 3": "--epochs: no such option; write max_duration=3ep",
+    "train --epochs=3 digits": "--epochs: no such option; write max_duration=3ep",
+    "train --num_epochs 3 digits": "--num_epochs: no such option; write max_duration=3ep",
+    "validate digits seed=1 --max-steps 50": "--max-steps: no such option; write max_duration=50ba",
+    "show digits --batch-size 64": "--batch-size: no such option; write global_train_batch_size=64",
+    "train digits/sam --rho 0.1": "--rho: no such option; write algorithms.sam.rho=0.1",
+    "train digits --lr=0.1 --epochs 3": "--lr: no such option; write optimizer.lr=0.1",
+    "compare digits --seed 3": "--seed: no such option; write seed=3",
+    "compare digits --sedes 3": "--sedes: no such option; did you mean '--seeds'?",
+    "train digits --fancy": "--fancy: no such option; keys of a recipe are written key=value, e.g. max_duration=20ep",
+    "train nowhere --epochs 3": "--epochs: no such option; keys of a recipe are written key=value",
+}
+
+
+@pytest.mark.parametrize("line", OPTIONS)
+def test_an_option_is_answered_with_the_override(write: Write, capsys: Capture, line: str) -> None:
+    assert main(line.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {OPTIONS[line]}") and captured.err.count("\n") == 1
+    assert captured.out == "" and list(Path.cwd().iterdir()) == []
+
+
+def test_a_command_without_a_recipe_names_the_option(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["list", "methods", "--epochs", "3"])
+    assert "unrecognized arguments: --epochs 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("override", WRONG)
@@ -171,7 +249,26 @@ def test_another_runs_files_survive_a_folder_that_cannot_be_made(
     assert Path("runs/other/weights.pt").exists()
 
 
-@pytest.mark.parametrize("missing", ["omegaconf", "composer"])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["explain", "sam"],
+        ["explain", "digits"],
+        ["explain", "--json", "adamw"],
+        ["list", "methods"],
+        ["train", "--help"],
+    ],
+)
+def test_what_reads_no_recipe_needs_no_yaml(argv: list[str]) -> None:
+    code = (
+        "import sys; sys.modules |= {'yaml': None, 'omegaconf': None, 'torch': None, 'composer': None}\n"
+        f"from sam_algos.command import main; sys.exit(main({argv!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
+
+
+@pytest.mark.parametrize("missing", ["yaml", "omegaconf", "composer"])
 def test_what_is_not_installed_is_named(missing: str) -> None:
     code = (
         f"import sys; sys.modules[{missing!r}] = None\n"

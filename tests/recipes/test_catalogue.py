@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sam_algos.core.options import NAMED
 from sam_algos.recipes import RecipeError, check_names, load_recipe
 from sam_algos.recipes import catalogue as module
 from sam_algos.recipes.catalogue import FILE, catalogue
+from sam_algos.recipes.datasets import DATASETS
 from sam_algos.recipes.forms import _RANGES, Argument, Form, check, describe
 from sam_algos.recipes.libraries import build, text
 from tests.recipes.writing import Write
@@ -68,6 +70,103 @@ def test_a_function_that_takes_others_checks_them_itself() -> None:
     check("model", describe(build), {"depth": 2, "anything": object()})
     with pytest.raises(RecipeError, match=r"model\.depth: must be an integer"):
         check("model", describe(build), {"depth": "x"})
+
+
+TAKEN = {  # read in torchvision's source by hand
+    "resnet18": "groups norm_layer replace_stride_with_dilation width_per_group zero_init_residual",
+    "resnext50_32x4d": "norm_layer replace_stride_with_dilation zero_init_residual",  # the others are what it is
+    "densenet121": "bn_size drop_rate memory_efficient",
+    "efficientnet_b0": "dropout norm_layer stochastic_depth_prob",  # dropout by kwargs.pop
+    "mobilenet_v3_small": "block dilated dropout norm_layer reduced_tail width_mult",  # its class swallows any other
+    "regnet_y_400mf": "activation block_type norm_layer stem_type stem_width",  # swallows any in one of two calls
+    "vgg11": "dropout init_weights",
+    "resnet18_cifar": "groups norm_layer replace_stride_with_dilation width_per_group zero_init_residual",
+    "vit_s16": "attention_dropout conv_stem_configs dropout hidden_dim image_size mlp_dim norm_layer num_heads "
+    "num_layers patch_size representation_size",
+    "wrn28_10": "",
+    "small_cnn": "stride width",
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_network_has_the_arguments_that_its_builder_passes_on(name: str) -> None:
+    assert sorted(catalogue().groups["model"][name].arguments) == TAKEN[name].split()
+
+
+def test_defaults_that_are_passed_on_are_the_networks_own() -> None:
+    networks = catalogue().groups["model"]
+    dropout = {name: networks[name].arguments["dropout"].default for name in ("efficientnet_b0", "efficientnet_b7")}
+    assert dropout == {"efficientnet_b0": "0.2", "efficientnet_b7": "0.5"}
+    assert networks["vit_s16"].arguments["num_heads"].default == "6"
+    assert networks["googlenet"].arguments["aux_logits"].default == "False"
+
+
+@pytest.mark.parametrize("name", sorted(catalogue().groups["model"]))
+def test_no_network_takes_just_any_argument(write: Write, name: str) -> None:
+    recipe = load_recipe(write(), [f"model={{name: {name}, foo: 1}}"])
+    with pytest.raises(RecipeError, match=r"^model: unknown argument 'foo'"):
+        check_names(recipe)
+
+
+SIZES = {  # section -> training samples
+    "{name: digits}": 1077,
+    "{name: digits, evaluate: validation}": 1077,
+    "{name: cifar10, path: ., validation: 10000}": 40_000,
+    "{name: cifar100, path: .}": 50_000,
+    "{name: fashion_mnist, path: .}": 60_000,
+    "{name: imagefolder, path: ., train_subset: 100, validation: 50}": 100,
+}
+
+
+@pytest.mark.parametrize("section", SIZES)
+def test_a_batch_is_not_larger_than_the_data(write: Write, section: str) -> None:
+    overrides = [f"train_dataset={section}", f"global_train_batch_size={SIZES[section]}"]
+    check_names(load_recipe(write(), overrides))
+    recipe = load_recipe(write(), [*overrides, f"global_train_batch_size={SIZES[section] + 1}"])
+    with pytest.raises(RecipeError) as error:
+        check_names(recipe)
+    what = f"{SIZES[section] + 1} is more than the {SIZES[section]} training samples"
+    assert str(error.value) == f"global_train_batch_size: {what}"
+
+
+def test_a_declared_size_is_that_of_the_data() -> None:
+    for name, load in DATASETS.items():
+        if not describe(load).arguments.keys() & {"path"} and hasattr(load, "samples"):
+            assert len(load(train=True)) == catalogue().groups["dataset"][name].samples
+
+
+MISSING = {  # what names something on the disk, with what it may be
+    "train_dataset={name: cifar10, path: PATH}": "folder",
+    "train_dataset={name: cifar100, path: PATH}": "folder",
+    "train_dataset={name: svhn, path: PATH}": "folder",
+    "train_dataset={name: fashion_mnist, path: PATH}": "folder",
+    "train_dataset={name: imagefolder, path: PATH}": "folder",
+    "eval_dataset={name: cifar10, path: PATH}": "folder",
+    "train_dataset={name: text_file, path: PATH}": "file",
+    "train_dataset={name: text_table, path: PATH}": "file",
+    "train_dataset={name: text_file, path: there.txt, eval_path: PATH}": "file",
+    "train_dataset={name: python_docs, tokenizer: PATH}": "folder",
+    "model={name: hf_causal_lm, pretrained: PATH}": "folder",
+    "model={name: hf_sequence_classification, pretrained: PATH}": "folder",
+}
+
+
+@pytest.mark.parametrize("override", MISSING)
+def test_what_is_on_the_disk_is_there(write: Write, override: str) -> None:
+    Path("there").mkdir()
+    Path("there.txt").write_text("text")
+    right, wrong = ("there", "there.txt") if MISSING[override] == "folder" else ("there.txt", "there")
+    check_names(load_recipe(write(), [override.replace("PATH", right)]))
+    for path in (wrong, "nowhere", "~nobody/x", "a\\0b"):
+        with pytest.raises(RecipeError, match=rf"path|pretrained|tokenizer: no {MISSING[override]} '.*'; put it there"):
+            check_names(load_recipe(write(), [override.replace("PATH", f'"{path}"')]))
+
+
+def test_every_argument_for_a_path_is_looked_up() -> None:
+    for group in ("dataset", "model"):
+        for name, form in catalogue().groups[group].items():
+            for argument in form.arguments.keys() & {"path", "eval_path", "tokenizer", "pretrained"}:
+                assert {"a folder", "a file"} & set(form.arguments[argument].kinds), f"{name}.{argument}"
 
 
 NAMES = {

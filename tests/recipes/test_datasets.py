@@ -165,7 +165,7 @@ def test_cutout_zeroes_a_square(tmp_path: Path, monkeypatch: Patch) -> None:
         (
             {"name": "cifar10", "path": "nowhere"},
             True,
-            "data.path: no folder 'nowhere'; put the data there",
+            "data.path: no folder 'nowhere'; put it there",
         ),
         ({"name": "cifar10", "path": "."}, True, "data.path: '.' does not hold the data"),
         ({"name": "svhn", "path": "."}, True, "data.path: '.' does not hold the data"),
@@ -176,7 +176,7 @@ def test_cutout_zeroes_a_square(tmp_path: Path, monkeypatch: Patch) -> None:
             True,
             "data.augmentation: must be one of 'none', 'basic', 'cutout', 'autoaugment', got 'cutuot'",
         ),
-        ({"name": "cifar10", "path": 3}, True, "data.path: must be text, got 3"),
+        ({"name": "cifar10", "path": 3}, True, "data.path: must be a folder, got 3"),
         (
             {"name": "digits", "lable_noise": 0.4},
             True,

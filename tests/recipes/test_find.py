@@ -104,7 +104,7 @@ def test_a_method_that_is_asked_for_takes_the_place_of_the_files_own(write: Writ
     for nothing in ("null", "sgd", "SGD"):
         assert load_recipe(path, [f"method={nothing}"]).algorithms == {"mixup": {}}
     assert load_recipe(path, ["method=aesam"]).algorithms == {"mixup": {}, "aesam": {}}
-    assert load_recipe(path, ["method=sam"]).algorithms == {"mixup": {}, "sam": {}}
+    assert load_recipe(path, ["method=sam"]).algorithms == {"mixup": {}, "SAM": {"rho": 0.1}}  # its options stay
     assert load_recipe(path, ["optimizer.name=adam", "method=adam"]).algorithms == {"mixup": {}}
 
 

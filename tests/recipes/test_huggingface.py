@@ -196,7 +196,7 @@ def test_a_pretrained_model_comes_from_a_folder(blocks: TextBlocks, passages: La
         ({"config": {**GPT2, "n_positions": 8}}, "train_dataset.block_size: must be at most 8, which the model takes"),
         ({"config": {**GPT2, "n_embd": 9}}, "model: `embed_dim` must be divisible by num_heads"),
         ({"config": 3}, "model.config: must be a mapping, or null, got 3"),
-        ({"pretrained": "gpt2"}, "model.pretrained: no folder 'gpt2'; save a model there, nothing is downloaded"),
+        ({"pretrained": "gpt2"}, "model.pretrained: no folder 'gpt2'; put it there, nothing is downloaded"),
         ({"pretrain": "gpt2"}, "model: unknown argument 'pretrain'; did you mean 'pretrained'?"),
         ({"data": 1}, "model: unknown argument 'data'"),
         ({"name": "small_cnn"}, "model.name: small_cnn takes images; train_dataset has text: write hf_causal_lm"),

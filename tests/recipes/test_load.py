@@ -197,8 +197,8 @@ SHIPPED = [(name, method) for name, path in shipped().items() for method in (Non
 
 
 @pytest.mark.parametrize(("name", "method"), SHIPPED)
-def test_shipped_recipe_is_valid_with_every_row(name: str, method: str | None) -> None:
-    recipe = load_recipe(f"{name}/{method}" if method else name)
+def test_shipped_recipe_is_valid_with_every_row(name: str, method: str | None, tmp_path: Path) -> None:
+    recipe = load_recipe(f"{name}/{method}" if method else name, [f"variables.data_path={tmp_path}"])
     check_names(recipe)
     methods = [given for given in recipe.algorithms if given in {*METHODS, "sharpness_aware"}]
     if method is not None:

@@ -1,0 +1,89 @@
+"""What to write in place of a key that a recipe does not have: most likely it stands in one of the sections."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sam_algos.recipes.catalogue import catalogue
+from sam_algos.recipes.errors import RecipeError
+from sam_algos.recipes.forms import Form
+from sam_algos.recipes.merge import spelled
+from sam_algos.recipes.names import lookup, spelling
+from sam_algos.recipes.schema import COLLECTIONS, SECTIONS
+from sam_algos.recipes.shape import KEYS
+
+_GROUPS = {
+    "optimizer": "optimizer", "scheduler": "scheduler", "model": "model", "train_dataset": "dataset",
+    "eval_dataset": "dataset", "algorithms": "algorithm", "callbacks": "callback", "loggers": "logger",
+}  # fmt: skip
+"""The keys that name things, with what they name."""
+
+_COMMON = {
+    "(num|max|n|train|numtrain)?epochs?": "max_duration={}ep",
+    "(num|max|n|train)?(step|iteration|batche?)s?": "max_duration={}ba",
+    "(global|train|trainingset)?(batchsize|bs)": "global_train_batch_size={}",
+    "eval(uation)?batchsize": "global_eval_batch_size={}",
+    "learningrate": "optimizer.lr={}",
+    "wd": "optimizer.weight_decay={}",
+    "(num)?workers": "dataloader.num_workers={}",
+    "out(put)?(dir|folder)?": "run_folder={}",
+    "data(dir|path|folder)?": "train_dataset.path={}",
+    "resume": "run_name=NAME autoresume=true",
+    "gpu|cuda": "device=gpu",
+}
+"""What other programs call some keys, without underscores."""
+
+
+def instead(tree: Mapping[str, Any], key: str, value: Any) -> list[str]:
+    """The overrides that somebody who wrote an unknown key may have meant.
+
+    Args:
+        tree (Mapping[str, Any]): The keys of the recipe, as far as they are known; interpolations may stand for values.
+        key (str): What was written, with dots.
+        value (Any): Its value.
+
+    Returns:
+        list[str]: The most likely first; empty where nothing is.
+
+    Example:
+        >>> instead({"algorithms": {"aesam": {}}, "optimizer": {"name": "sgd"}}, "rho", 0.1)
+        ['algorithms.aesam.rho=0.1']
+        >>> instead({}, "epochs", 3)
+        ['max_duration=3ep']
+    """
+    shown = value if isinstance(value, str) else json.dumps(value, default=str)
+    first = key.partition(".")[0]
+    if known := spelled(first, KEYS):
+        return [f"{known}{key.removeprefix(first)}={shown}"]
+    found = [f"{where}.{key}={shown}" for where, form in _forms(tree) if first in form.arguments]
+    names = [f"{where}.{key}={shown}" for where in COLLECTIONS if _form(first, _GROUPS[where])]
+    common = [text.format(shown) for pattern, text in _COMMON.items() if re.fullmatch(pattern, spelling(key))]
+    return found or common or names
+
+
+def _forms(tree: Mapping[str, Any]) -> Iterator[tuple[str, Form]]:
+    """All that a recipe names, methods first, with where their arguments stand."""
+    names = {name: key for key in COLLECTIONS for name in _mapping(tree.get(key))}
+    if _form(method := tree.get("method"), "method"):  # a method takes the place of those below
+        names = {method: "algorithms", **{name: key for name, key in names.items() if not _form(name, "method")}}
+    for name, key in sorted(names.items(), key=lambda entry: _form(entry[0], "method") is None):
+        if form := _form(name, _GROUPS[key]):
+            yield f"{key}.{name}", form
+    for key in SECTIONS:
+        if form := _form(_mapping(tree.get(key)).get("name"), _GROUPS[key]):
+            yield key, form
+    yield "dataloader", catalogue().groups["dataloader"]["dataloader"]
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _form(name: Any, group: str) -> Form | None:
+    try:
+        return lookup("", group, name, catalogue().groups[group]) if isinstance(name, str) else None
+    except RecipeError:
+        return None

@@ -27,7 +27,7 @@ _EXAMPLES = """\
 examples:
   sam-algos train digits                                       AE-SAM on handwritten digits with wrong labels
   sam-algos train digits method=sam algorithms.sam.rho=0.1
-  sam-algos compare digits                                     plain SGD and AE-SAM, side by side
+  sam-algos compare mnist1d                                    SGD, Momentum-SAM, SAM and AE-SAM side by side
   sam-algos train mine.yaml max_duration=20ep
   sam-algos list methods
   composer -n 2 -m sam_algos.train cifar10/wrn28_10/sam variables.data_path=/data      two processes

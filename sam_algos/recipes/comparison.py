@@ -290,8 +290,10 @@ def _draw_standings(axis: Any, results: Sequence[Result]) -> None:
         )
     axis.margins(x=0.25, y=0.15)
     axis.grid(axis="y", color="0.9")
-    intervals = "" if found[0].value.half is None else ", with 95 % confidence intervals"
-    axis.set(xlabel=f"gradients of a training, relative to {found[0].title}", ylabel=f"{_metric(results)}{intervals}")
+    seeds = len({result.seed for result in results})
+    title = "" if seeds == 1 else f"Mean of {seeds} seeds with its 95 % confidence interval"
+    xlabel = f"gradients of a training, relative to {found[0].title}"
+    axis.set(xlabel=xlabel, ylabel=f"{results[0].evaluated_on.partition(' ')[0]} {_metric(results)}", title=title)
 
 
 def _draw_decisions(axis: Any, runs: Sequence[Result]) -> None:

@@ -155,7 +155,8 @@ class Method(Options, WrapsOptimizer, ABC):
             raise ValueError(f"{name}.wrap(optimizer={optimizer!r}): optimizer must be a torch.optim.Optimizer.")
         if not isinstance(model, torch.nn.Module):
             raise ValueError(f"{name}.wrap(model={model!r}): model must be a torch.nn.Module.")
-        if total_steps is None and parts.reader("reads_progress") is not None:
+        scheduled = parts.reader("reads_progress") is not None
+        if total_steps is None and scheduled:
             raise ValueError(
                 f"{name}.wrap(total_steps=None): this method's schedule "
                 "needs the number of steps of the whole training, an integer >= 1."
@@ -165,7 +166,7 @@ class Method(Options, WrapsOptimizer, ABC):
         refuse_fsdp1(name, model)
         refuse_deepspeed(name, model)
         self._refuse_strangers(optimizer, model)
-        return self._wrap(optimizer, ClosurePasses(model, total_steps, selects=parts.samples.selects))
+        return self._wrap(optimizer, ClosurePasses(model, total_steps, scheduled=scheduled, selects=parts.samples.selects))
 
     def _refuse_strangers(self, optimizer: Optimizer, model: torch.nn.Module) -> None:
         """Refuse a model whose passes are not those of the optimizer's parameters: BatchNorm would count twice."""

@@ -52,7 +52,7 @@ class WrapsOptimizer(Algorithm):
 
 
 class SharpnessAwareMemory(Algorithm):
-    """Saves and loads what a method remembers between steps, in Python primitives.
+    """Saves and loads what a method remembers between steps, in Python primitives; at the end of fit says if it idled.
 
     Composer files an algorithm's state under the name of its class; this one is every method's, so that the counters
     survive a change of method.
@@ -65,11 +65,12 @@ class SharpnessAwareMemory(Algorithm):
         self._optimizer = optimizer
 
     def match(self, event: Event, state: State) -> bool:
-        """Run on no event."""
-        return False
+        """Run on :attr:`.Event.FIT_END`."""
+        return event == Event.FIT_END
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Do nothing."""
+        """Warn if the method never acted."""
+        self._optimizer.warn_if_idle()
 
     def state_dict(self) -> dict[str, Any]:
         """The method's memory."""

@@ -86,8 +86,8 @@ class Momentum(Perturbation):
         wanted = "none under a name that is known" if self.buffer is None else f"none under buffer={self.buffer!r}"
         return (
             f"{type(self).__name__}: the base optimizer must keep an average of gradients to climb against, and its "
-            f"state has {wanted}: of a parameter of shape {tuple(p.shape)} it has {', '.join(sorted(map(str, names)))}. "
-            f"{type(self).__name__} looks for a tensor of the parameter's shape under {', '.join(BUFFERS)}. If another "
+            f"state has {wanted}. Of a parameter of shape {tuple(p.shape)} it has "
+            f"{', '.join(sorted(map(str, names)))}. {type(self).__name__} looks for a tensor of the parameter's shape under {', '.join(BUFFERS)}. If another "
             "entry is one, name it: buffer='...'; else take SGD with momentum or Adam."
         )
 

@@ -12,6 +12,7 @@ from composer.loggers import Logger
 
 from sam_algos.core.replay import refuse_fsdp1
 from sam_algos.core.wrapper import WrappedOptimizer
+from sam_algos.trainer.instances import refuse_class
 from sam_algos.trainer.passes import TrainerPasses
 from sam_algos.trainer.sharded import load_without, will_be_fsdp1
 
@@ -25,6 +26,7 @@ __all__ = ["SharpnessAwareMemory", "WrapsOptimizer"]
 class WrapsOptimizer(Algorithm):
     """What makes a method a Composer algorithm: it wraps the optimizer on :attr:`.Event.INIT`."""
 
+    @refuse_class
     def match(self, event: Event, state: State) -> bool:
         """Run on :attr:`.Event.INIT`."""
         return event == Event.INIT

@@ -49,11 +49,10 @@ def __getattr__(name: str) -> Any:
         return __dir__()
     if name.startswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = next((home for home, names in _HOMES.items() if name in names), "methods")
-    try:
-        value = getattr(import_module(f"{__name__}.{home}"), name)
-    except AttributeError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_advise(name)}") from None
+    home = import_module(f"{__name__}.{next((home for home, names in _HOMES.items() if name in names), 'methods')}")
+    if name not in home.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_advise(name)}")
+    value = getattr(home, name)
     globals()[name] = value
     return value
 

@@ -69,8 +69,8 @@ def _with_advice(wrap: _F) -> _F:
         except TypeError as error:
             name = type(arguments[0]).__name__
             raise TypeError(
-                f"{name}.wrap(): {error}. It takes the optimizer, and the rest by name: {usage}; where a schedule needs "
-                "it, total_steps= too."
+                f"{name}.wrap(): {error}. It takes the optimizer, and the rest by name: {usage}; total_steps= too, "
+                "where a schedule needs it."
             ) from None
         return wrap(*arguments, **named)
 

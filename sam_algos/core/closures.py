@@ -103,7 +103,6 @@ class ClosurePasses(Passes):
                     for p in plan.params:
                         p.grad = None  # which such a closure leaves to the step
                 if plan.gradient and loss.requires_grad and not any(p.grad is not None for p in plan.params):
-                    self.ran_backward = True
                     (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             if self.scaler is not None:
                 unscale_(plan.params, self.scaler)

@@ -85,7 +85,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         self._passes = passes
         self._memory: dict[str, Any] = fresh(parts)
         self._pending = Pending()
-        self._seeks_scaler = True
+        self._seeks_scaler = parts.reader("reads_scale") is not None
         self._surroundings = Surroundings(
             passes=passes,
             parts=parts,
@@ -191,18 +191,13 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
     def _warn_of_scaler(self) -> None:
         """Warn if the first step is taken by a ``GradScaler`` that `backward` was not told of."""
         self._seeks_scaler = False
-        reader = self._parts.reader("reads_scale")
-        if not (reader or self._passes.ran_backward) or not takes_the_step():
-            return
-        if self._passes.ran_backward:
-            wrong = "it divides gradients by a scale that they do not have"
-        else:
-            wrong = f"{reader!r} takes the scale of the loss for the gradient's own"
-        warnings.warn(
-            f"A GradScaler takes the step, and backward() was not told of it, so {wrong}. Call "
-            "optimizer.backward(closure, scaler=scaler).",
-            stacklevel=2,
-        )
+        if takes_the_step():
+            warnings.warn(
+                f"A GradScaler takes the step, and backward() was not told of it, so "
+                f"{self._parts.reader('reads_scale')!r} takes the scale of the loss for the gradient's own. Call "
+                "optimizer.backward(closure, scaler=scaler).",
+                stacklevel=2,
+            )
 
     def _attempt(self, closure: Callable[..., Any]) -> Attempt:
         """The step that begins, whatever became of the one before."""

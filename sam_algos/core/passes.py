@@ -64,14 +64,12 @@ class Passes(ABC):
         clock (callable): Gives the time in seconds.
         seconds (float): How long the program has been `working`.
         scaler (GradScaler | None): What the closure scales its loss by.
-        ran_backward (bool): Whether backward is the step's to run, as the closure returns the loss of each sample.
     """
 
     def __init__(self, selects: bool) -> None:
         self.clock: Callable[[], float] = time.perf_counter
         self.seconds = 0.0
         self.scaler: GradScaler | None = None
-        self.ran_backward = False
         self._selects = selects
         self._replay = Replay()
 

@@ -83,12 +83,13 @@ class Momentum(Perturbation):
                 )
 
     def _unreadable(self, p: Tensor, names: set[str]) -> str:
+        name = type(self).__name__
         wanted = "none under a name that is known" if self.buffer is None else f"none under buffer={self.buffer!r}"
         return (
-            f"{type(self).__name__}: the base optimizer must keep an average of gradients to climb against, and its "
-            f"state has {wanted}. Of a parameter of shape {tuple(p.shape)} it has "
-            f"{', '.join(sorted(map(str, names)))}. {type(self).__name__} looks for a tensor of the parameter's shape under {', '.join(BUFFERS)}. If another "
-            "entry is one, name it: buffer='...'; else take SGD with momentum or Adam."
+            f"{name}: the base optimizer must keep an average of gradients to climb against, and its state has "
+            f"{wanted}. Of a parameter of shape {tuple(p.shape)} it has {', '.join(sorted(map(str, names)))}. {name} "
+            f"looks for a tensor of the parameter's shape under {', '.join(BUFFERS)}. If another entry is one, name "
+            "it: buffer='...'; else take SGD with momentum or Adam."
         )
 
 

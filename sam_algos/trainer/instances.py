@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from composer.core import Algorithm
 
 __all__ = ["refuse_class"]
 
+_F = TypeVar("_F", bound=Callable[..., bool])
 
-class refuse_class:
-    """Decorates ``match``, the first that a Trainer asks of an algorithm: the class itself answers with an error.
 
-    Args:
-        match (callable): The method.
-    """
+def refuse_class(match: _F) -> _F:
+    """Decorate ``match``, the first that a Trainer asks of an algorithm: the class itself answers with an error."""
+    return cast("_F", _OfInstances(match))
 
+
+class _OfInstances:
     def __init__(self, match: Callable[..., bool]) -> None:
         self._match = match
         self.__doc__ = match.__doc__
 
     def __get__(self, algorithm: Algorithm | None, cls: type[Algorithm]) -> Callable[..., bool]:
-        """The bound method."""
         if algorithm is not None:
             return self._match.__get__(algorithm, cls)
 

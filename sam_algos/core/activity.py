@@ -29,15 +29,18 @@ class Activity:
         self._parts = parts
         self._passes = passes
         self._taken = self._asked = self._in_vain = 0
+        self._progress: float | None = None
         self._warned = False
 
-    def note(self, asked: bool, sharp: bool) -> None:
+    def note(self, asked: bool, sharp: bool, progress: float | None) -> None:
         """A step was taken.
 
         Args:
             asked: Whether the policy asked for a sharp one.
             sharp: Whether it was one.
+            progress: The share of training done before it; None if unknown.
         """
+        self._progress = progress
         self._taken += 1
         self._asked += asked
         if sharp:
@@ -53,9 +56,8 @@ class Activity:
         if not self._taken or memory["sharp"] or self._parts.policy.never:
             return
         why = self._lack() if self._asked else f"{self._parts.policy!r} asked for none"
-        done = self._passes.progress(memory["step"])
-        if not self._asked and done is not None and self._parts.policy.reads_progress:
-            why += f", and training ended at {done:.0%} of its length"
+        if not self._asked and self._progress is not None and self._parts.policy.reads_progress:
+            why += f", the last at {self._progress:.0%} of training"
         self._warn(f"None of {self._taken} steps was sharpness-aware, so this was training without the method: {why}.")
 
     def _lack(self) -> str:

@@ -116,7 +116,7 @@ class Attempt:
         memory["step"] += 1
         memory["sharp"] += int(evaluation.climbed)
         if not self._still:
-            self._around.activity.note(self._decision.sharp, evaluation.climbed)
+            self._around.activity.note(self._decision.sharp, evaluation.climbed, evaluation.progress)
         if self._around.stopwatch is not None:
             memory["seconds"] = self._around.stopwatch.known
 

@@ -257,7 +257,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             ...     optimizer.warn_if_idle()
             >>> print(found[0].message)  # doctest: +NORMALIZE_WHITESPACE
             None of 5 steps was sharpness-aware, so this was training without the method: Late(start=0.9) asked for
-            none, and training ended at 50% of its length.
+            none, the last at 40% of training.
         """
         self._surroundings.activity.end(self._memory)
 

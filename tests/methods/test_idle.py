@@ -70,7 +70,7 @@ def test_a_direction_now_and_then_is_enough() -> None:
 @pytest.mark.parametrize(
     ("method", "why"),
     [
-        (LateSAM(start=0.9), r"Late\(start=0.9\) asked for none, and training ended at 20% of its length"),
+        (LateSAM(start=0.9), r"Late\(start=0.9\) asked for none, the last at 19% of training"),
         (AESAM(lambda_1=1e9, lambda_2=1e9), r"GradientNorm\(.*\) asked for none"),
         (SharpnessAware(perturbation=Nowhere()), r"Nowhere\(rho=0.05\) had no direction to climb in"),
     ],

@@ -152,18 +152,22 @@ def test_the_momentum_of_each_parameter_is_found_under_its_own_name() -> None:
     assert bool((seen[0].weights != before).all())
 
 
-def test_momentum_in_another_precision_climbs() -> None:
-    model = make_model("mlp", torch.bfloat16)
-    base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    optimizer = MomentumSAM(rho=0.5).wrap(base, model=model)
-    [batch] = make_batches(1, torch.bfloat16)
-    optimizer.step(Closure(model, optimizer, batch))
-    for state in base.state.values():
-        state["momentum_buffer"] = state["momentum_buffer"].float()
-    seen, before = watch(model), weights(model)
-    optimizer.step(lambda: (seen.clear(), model(batch[0]).square().mean(1))[1])
-    assert bool((seen[0].weights != before).any())
-    assert next(model.parameters()).dtype == torch.bfloat16
+@pytest.mark.parametrize(("weight", "average"), [(torch.float32, torch.float64), (torch.bfloat16, torch.float32)])
+def test_momentum_in_another_precision_climbs(weight: torch.dtype, average: torch.dtype) -> None:
+    ends = []
+    for dtype in (weight, average):
+        model = make_model("mlp", weight)
+        base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        optimizer = MomentumSAM(rho=0.5).wrap(base, model=model)
+        [batch] = make_batches(1, weight)
+        optimizer.step(Closure(model, optimizer, batch))
+        for state in base.state.values():
+            state["momentum_buffer"] = state["momentum_buffer"].to(dtype)
+        seen = watch(model)
+        optimizer.step(lambda batch=batch, model=model: model(batch[0]).square().mean(1))
+        assert next(model.parameters()).dtype == weight
+        ends.append(seen[0].weights)
+    assert torch.equal(*ends)
 
 
 def test_vectors_that_another_method_left_in_the_state_are_no_reason_to_refuse() -> None:

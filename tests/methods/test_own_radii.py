@@ -145,15 +145,6 @@ def test_survives_in_a_copy_of_the_optimizer(copied: Callable[..., Any]) -> None
     assert moved(model, optimizer) == [False, True]
 
 
-def test_of_an_optimizer_with_a_rho_of_its_own_is_left_alone() -> None:
-    model = make_model("mlp")
-    base = torch.optim.Adadelta(groups(model, rho=0.5))
-    optimizer = SAM().wrap(base, model=model)
-    other = torch.optim.Adadelta(groups(make_model("mlp")))
-    optimizer.load_state_dict(other.state_dict())
-    assert [group["rho"] for group in optimizer.param_groups] == [0.9, 0.9]
-
-
 @pytest.mark.parametrize("rho", [-0.1, float("nan"), "0.1"], ids=repr)
 def test_that_became_no_radius_is_refused_before_the_step(rho: Any) -> None:
     model = make_model("mlp")

@@ -49,13 +49,23 @@ def __getattr__(name: str) -> Any:
         return __dir__()
     if name.startswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = next((home for home, names in _HOMES.items() if name in names), "methods")
-    try:
-        value = getattr(import_module(f"{__name__}.{home}"), name)
-    except AttributeError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    home = import_module(f"{__name__}.{next((home for home, names in _HOMES.items() if name in names), 'methods')}")
+    if name not in home.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_advise(name)}")
+    value = getattr(home, name)
     globals()[name] = value
     return value
+
+
+def _advise(name: str) -> str:
+    """What may have been meant by a name that is not there."""
+    from difflib import get_close_matches
+
+    if name == "RecalibrateBatchNorm":
+        return ": it is Composer's, `from sam_algos.trainer import RecalibrateBatchNorm`"
+    names = {known.lower(): known for known in reversed(__dir__())}
+    near = get_close_matches(name.lower().replace("_", ""), names, n=1, cutoff=0.75)
+    return f". Did you mean {names[near[0]]!r}?" if near else ""
 
 
 def __dir__() -> list[str]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from torch.optim import Optimizer
@@ -13,7 +17,7 @@ from torch.optim import Optimizer
 from sam_algos.core.closures import ClosurePasses
 from sam_algos.core.foreign import refuse_deepspeed
 from sam_algos.core.optimizer import SharpnessAwareOptimizer
-from sam_algos.core.options import Fraction, Options
+from sam_algos.core.options import Fraction, Options, ranges
 from sam_algos.core.parts import Descent, Part, Parts, Perturbation, Policy, WholeBatch
 from sam_algos.core.passes import Passes
 from sam_algos.core.replay import refuse_fsdp1
@@ -34,6 +38,43 @@ else:
 __all__ = ["Method"]
 
 _REPLACEABLE = ("policy", "perturbation", "descent")
+
+_BASE_OPTIONS = frozenset({"params", "base_optimizer", "optimizer", "model", "lr", "momentum", "weight_decay", "betas"})
+"""Arguments of optimizers, which methods of other packages take."""
+
+
+def _is_trained(value: object) -> bool:
+    """Whether an argument is a model, its parameters, or an optimizer or the class of one."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    is_optimizer = isinstance(value, type) and issubclass(value, Optimizer)
+    # The generator of model.parameters() must not be used up.
+    return is_optimizer or isinstance(value, (torch.nn.Module, Optimizer, torch.nn.Parameter, GeneratorType))
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _with_advice(wrap: _F) -> _F:
+    """Say how `Method.wrap` is called where its arguments do not fit."""
+    signature = inspect.signature(wrap)
+
+    @functools.wraps(wrap)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        usage = "SAM(rho=0.05).wrap(optimizer, model=model)"
+        if not (arguments and isinstance(arguments[0], Method)):
+            raise TypeError(f"wrap() was called on the class; make a method first: {usage}.")
+        try:
+            signature.bind(*arguments, **named)
+        except TypeError as error:
+            name = type(arguments[0]).__name__
+            raise TypeError(
+                f"{name}.wrap(): {error}. It takes the optimizer, and the rest by name: {usage}; total_steps= too, "
+                "where a schedule needs it."
+            ) from None
+        return wrap(*arguments, **named)
+
+    return cast("_F", checked)
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,6 +103,7 @@ class Method(Options, WrapsOptimizer, ABC):
             Default: ``None``.
 
     Raises:
+        TypeError: If an argument is unknown, or the base optimizer's.
         ValueError: If an argument is outside its range or has no effect beside a part that takes its place, or two
             parts exclude one another.
     """
@@ -72,6 +114,24 @@ class Method(Options, WrapsOptimizer, ABC):
     policy: Policy | None = field(default=None, kw_only=True)
     perturbation: Perturbation | None = field(default=None, kw_only=True)
     descent: Descent | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def _refuse_misplaced(cls, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
+        """Refuse what belongs to the base optimizer, as other packages take it here, before the options are read."""
+        given = [*arguments, *named.values()]
+        if any(map(_is_trained, given)) or _BASE_OPTIONS & named.keys() - ranges(cls).keys():
+            raise TypeError(
+                f"{cls.__name__}() takes the method's options only, and is then put around a base optimizer of your "
+                f"making, which has the parameters, lr and the like: {cls.__name__}(rho=...).wrap("
+                "torch.optim.SGD(model.parameters(), lr=0.1), model=model)."
+            )
+        super()._refuse_misplaced(arguments, named)
+
+    @classmethod
+    def _advise(cls, unknown: str, known: list[str]) -> str:
+        """Besides what is near: the adaptive ball is a method of its own."""
+        advice = super()._advise(unknown, known)
+        return f"the adaptive ball is ASAM(rho=...). {advice}" if unknown == "adaptive" else advice
 
     @abstractmethod
     def parts(self) -> Parts:
@@ -118,6 +178,7 @@ class Method(Options, WrapsOptimizer, ABC):
                 f"{axis}={given[axis]!r}, which takes its place."
             )
 
+    @_with_advice
     def wrap(
         self, optimizer: Optimizer, *, model: torch.nn.Module, total_steps: int | None = None
     ) -> SharpnessAwareOptimizer:
@@ -147,6 +208,7 @@ class Method(Options, WrapsOptimizer, ABC):
             The wrapped optimizer.
 
         Raises:
+            TypeError: If it is called in another way.
             ValueError: If ``total_steps`` is missing or not an integer >= 1, the model does not own the optimizer's
                 parameters, or the optimizer cannot be wrapped.
         """
@@ -155,7 +217,8 @@ class Method(Options, WrapsOptimizer, ABC):
             raise ValueError(f"{name}.wrap(optimizer={optimizer!r}): optimizer must be a torch.optim.Optimizer.")
         if not isinstance(model, torch.nn.Module):
             raise ValueError(f"{name}.wrap(model={model!r}): model must be a torch.nn.Module.")
-        if total_steps is None and parts.reader("reads_progress") is not None:
+        scheduled = parts.reader("reads_progress") is not None
+        if total_steps is None and scheduled:
             raise ValueError(
                 f"{name}.wrap(total_steps=None): this method's schedule "
                 "needs the number of steps of the whole training, an integer >= 1."
@@ -165,7 +228,9 @@ class Method(Options, WrapsOptimizer, ABC):
         refuse_fsdp1(name, model)
         refuse_deepspeed(name, model)
         self._refuse_strangers(optimizer, model)
-        return self._wrap(optimizer, ClosurePasses(model, total_steps, selects=parts.samples.selects))
+        return self._wrap(
+            optimizer, ClosurePasses(model, total_steps, scheduled=scheduled, selects=parts.samples.selects)
+        )
 
     def _refuse_strangers(self, optimizer: Optimizer, model: torch.nn.Module) -> None:
         """Refuse a model whose passes are not those of the optimizer's parameters: BatchNorm would count twice."""

@@ -106,6 +106,22 @@ def test_with_composer_every_method_is_an_algorithm_although_only_this_package_w
     assert python(code).split() == ["True"]
 
 
+def test_without_composer_its_trainer_says_what_is_missing_and_what_to_use() -> None:
+    code = WITHOUT_COMPOSER + (
+        "for statement in ('from sam_algos.trainer import RecalibrateBatchNorm', 'import sam_algos.trainer'):\n"
+        "    try:\n"
+        "        exec(statement)\n"
+        "    except ModuleNotFoundError as error:\n"
+        "        print(error.name, error)\n"
+    )
+    lines = python(code).splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("composer sam_algos.trainer needs MosaicML Composer")
+        assert "pip install 'sam_algos[composer]'" in line
+        assert "sam_algos.recalibrate" in line
+
+
 def test_what_is_not_there_is_an_attribute_error() -> None:
     import sam_algos
 

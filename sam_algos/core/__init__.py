@@ -4,7 +4,7 @@
 module            what it knows
 ================  ====================================================================================================
 `parts`           the contracts: policy, perturbation, descent and samples; `part`, what they have in common
-`schedules`       the radius of a perturbation over training
+`schedules`       the radius of a perturbation over training; `radii`, those of parameter groups
 `step`            what a part sees of the step that is being taken: a view that can be moved
 `optimizer`       the only step loop; `attempt`, one step as it is being taken; `pending`, one that somebody else takes
 `evaluation`      runs the passes that the views ask for, each once

@@ -42,10 +42,12 @@ class Attempt:
             )
         if around.stopwatch is not None:
             around.stopwatch.start(memory["seconds"])
+        around.radii.read(around.base)
         self.evaluation = Evaluation(around, closure, memory["step"], memory["sharp"])
         self._around = around
         self._memory = memory
         self._decision = Decision(False)
+        self._still = around.radii.still(self.evaluation.radius)
         self._remember: dict[str, Memory] = {}
 
     def ask(self) -> bool:
@@ -71,7 +73,7 @@ class Attempt:
         """Ask samples, perturbation and descent for the gradient, and for what to remember."""
         _, _, descent, samples = self._around.parts
         evaluation, own = self.evaluation, self._view("descent")
-        if self._decision.sharp:
+        if self._decision.sharp and not self._still:
             evaluation.repeatable = not self._around.one_pass
             climbed: dict[str, Memory] = {}
             try:
@@ -82,7 +84,9 @@ class Attempt:
             except _NoDirection:
                 pass
         evaluation.repeatable &= evaluation.gradients + evaluation.forwards > 0
-        _ = own.gradient
+        plain = own.gradient
+        if self._still:
+            return Update(plain), {}
         with span("sam/descent"):
             update = descent.flat(own)
         return update, {"descent": update.remember}
@@ -111,6 +115,8 @@ class Attempt:
         commit(memory, self._remember if finite else {}, stepped, self._around.base.state)
         memory["step"] += 1
         memory["sharp"] += int(evaluation.climbed)
+        if not self._still:
+            self._around.activity.note(self._decision.sharp, evaluation.climbed, evaluation.progress)
         if self._around.stopwatch is not None:
             memory["seconds"] = self._around.stopwatch.known
 

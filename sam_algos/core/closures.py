@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -31,11 +32,16 @@ class ClosurePasses(Passes):
     Args:
         model (torch.nn.Module): The model that the closure runs.
         total_steps (int, optional): Number of steps ``T`` of the whole training. Default: ``None`` (unknown).
+        scheduled (bool): Whether anything follows the progress of training, so that ``T`` matters.
+            Default: ``False``.
         selects (bool): Whether some pass will run on some of the samples only. Default: ``False``.
     """
 
-    def __init__(self, model: nn.Module, total_steps: int | None = None, *, selects: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, total_steps: int | None = None, *, scheduled: bool = False, selects: bool = False
+    ) -> None:
         super().__init__(selects)
+        self._scheduled = scheduled
         self._model = model
         self._total_steps = total_steps
         self._left: tuple[Tensor | None, list[tuple[int, int]]] | None = None
@@ -64,6 +70,13 @@ class ClosurePasses(Passes):
 
     def progress(self, index: int) -> float | None:
         """``index / total_steps``, at most 1."""
+        if self._scheduled and self._total_steps is not None and index >= self._total_steps:
+            self._scheduled = False
+            warnings.warn(
+                f"Step {index + 1} is beyond total_steps={self._total_steps}: from here on the method's schedule stays "
+                "at its end. total_steps must be the steps of the whole training; those of a resumed run count.",
+                stacklevel=2,
+            )
         return None if self._total_steps is None else min(1.0, index / self._total_steps)
 
     def model(self) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -186,11 +186,14 @@ class Evaluation:
         """What the model calls parameters."""
         return self._around.names(params)
 
+    def states(self) -> list[tuple[Tensor, Mapping[str, Any]]]:
+        """What the base optimizer's state has of each trained parameter."""
+        state = self._around.base.state
+        return [(p, found) for p in self.params if p.requires_grad and (found := state.get(p))]
+
     def recall(self, buffer: str) -> Vector:
         """What the base optimizer's state has under a name."""
-        state = self._around.base.state
-        there = [p for p in self.params if p.requires_grad and p in state]
-        found = [(p, value) for p in there if (value := state[p].get(buffer)) is not None]
+        found = [(p, value) for p, state in self.states() if (value := state.get(buffer)) is not None]
         return Vector([p for p, _ in found], shards.local_parts([value for _, value in found]))
 
     def epsilon(self, ascent: Ascent) -> Vector:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -18,11 +18,11 @@ from sam_algos.core.evaluation import Overflow
 from sam_algos.core.gradients import stand_still
 from sam_algos.core.memory import MethodMemory, fresh, restored
 from sam_algos.core.names import Names
-from sam_algos.core.options import is_number
 from sam_algos.core.parts import Parts
 from sam_algos.core.passes import Passes
 from sam_algos.core.pending import Pending
-from sam_algos.core.scaling import scale_
+from sam_algos.core.radii import check_radius
+from sam_algos.core.scaling import scale_, takes_the_step
 from sam_algos.core.surroundings import Surroundings
 from sam_algos.core.wrapper import WrappedOptimizer
 
@@ -79,14 +79,13 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         nonfinite: Literal["pass", "skip"] = "pass",
     ) -> None:
         super().__init__(base_optimizer)
-        for group in base_optimizer.param_groups:
-            self._check_radius(group)
         for part in parts.all():
             part.check(base_optimizer)
         self._parts = parts
         self._passes = passes
         self._memory: dict[str, Any] = fresh(parts)
         self._pending = Pending()
+        self._seeks_scaler = parts.reader("reads_scale") is not None
         self._surroundings = Surroundings(
             passes=passes,
             parts=parts,
@@ -171,7 +170,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         if finite:
             if scaler is not None:
                 scale_(evaluation.params, scaler)
-            then = partial(self._taken, attempt, self._passes.clock())
+            then = partial(self._taken, attempt, self._passes.clock(), scaler)
         else:
             self.zero_grad()  # so that the step, whoever takes it, is none
             then = None
@@ -179,13 +178,26 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         self._pending.wait(self.base_optimizer, evaluation.params, then)
         return evaluation.loss
 
-    def _taken(self, attempt: Attempt, began: float) -> None:
+    def _taken(self, attempt: Attempt, began: float, scaler: GradScaler | None) -> None:
         """Remember a step that somebody took with the gradient of `backward`."""
+        if self._seeks_scaler and scaler is None:
+            self._warn_of_scaler()
         self._passes.seconds += self._passes.clock() - began  # clipping and the step are the program's
         attempt.remember(attempt.stepped())
         self.metrics = attempt.report()
         self._passes.settle(attempt.evaluation.params)
         self._opt_called = True  # what schedulers of this optimizer look for, where the base optimizer was stepped
+
+    def _warn_of_scaler(self) -> None:
+        """Warn if the first step is taken by a ``GradScaler`` that `backward` was not told of."""
+        self._seeks_scaler = False
+        if takes_the_step():
+            warnings.warn(
+                f"A GradScaler takes the step, and backward() was not told of it, so "
+                f"{self._parts.reader('reads_scale')!r} takes the scale of the loss for the gradient's own. Call "
+                "optimizer.backward(closure, scaler=scaler).",
+                stacklevel=2,
+            )
 
     def _attempt(self, closure: Callable[..., Any]) -> Attempt:
         """The step that begins, whatever became of the one before."""
@@ -226,6 +238,29 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         """Restore what `method_state_dict` returned; the counters also where another method wrote it."""
         self._memory.update(restored(self._parts, state))
 
+    def warn_if_idle(self) -> None:
+        """Warn if no step was sharpness-aware, though the method was to act: its turn never came, or it could not.
+
+        To be called at the end of training, as Composer's Trainer and ``sam_algos.integrations`` do. It says nothing
+        where the options say that no step will be: a radius or a probability of 0, ``LateSAM(start=1)``.
+
+        Example:
+            >>> import warnings
+            >>> from sam_algos import LateSAM
+            >>> model = torch.nn.Linear(2, 1)
+            >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> optimizer = LateSAM(start=0.9).wrap(base, model=model, total_steps=10)
+            >>> for _ in range(5):
+            ...     loss = optimizer.step(lambda: model(torch.ones(4, 2)).square().mean(1))
+            >>> with warnings.catch_warnings(record=True) as found:
+            ...     warnings.simplefilter("always")
+            ...     optimizer.warn_if_idle()
+            >>> print(found[0].message)  # doctest: +NORMALIZE_WHITESPACE
+            None of 5 steps was sharpness-aware, so this was training without the method: Late(start=0.9) asked for
+            none, the last at 40% of training.
+        """
+        self._surroundings.activity.end(self._memory)
+
     @property
     def method_memory(self) -> MethodMemory:
         """What the method remembers, for programs that save and load any object with a ``state_dict``.
@@ -237,13 +272,14 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; an entry ``rho`` is the group's own radius."""
-        self._check_radius(param_group)
+        if "rho" not in self.defaults:
+            check_radius(param_group)
         self.base_optimizer.add_param_group(param_group)
 
-    def _check_radius(self, group: dict[str, Any]) -> None:
-        rho = group.get("rho", 0.0)
-        if not (is_number(rho) and 0 <= rho < math.inf) and "rho" not in self.defaults:
-            raise ValueError(f"Parameter group with rho={rho!r}: rho must be a finite number >= 0.")
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes over, and watch the base optimizer, which leaves its hooks behind."""
+        super().__setstate__(state)
+        self._surroundings.radii.watch(self.base_optimizer)
 
     def __repr__(self) -> str:
         """The parts around the base optimizer."""

@@ -7,13 +7,18 @@ from there.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 import math
 import numbers
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "NAMED",
@@ -138,8 +143,30 @@ class Options:
     their default.
 
     Raises:
+        TypeError: If an argument is unknown; it names those there are.
         ValueError: If a value is outside its range; it names class, argument, value and range.
     """
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Self:
+        """Refuse misplaced arguments in more words than Python does."""
+        cls._refuse_misplaced(arguments, named)
+        return super().__new__(cls)
+
+    @classmethod
+    def _refuse_misplaced(cls, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
+        """Refuse what is no option."""
+        parameters = inspect.signature(cls.__init__).parameters
+        known = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+        if len(known) == len(parameters) and (unknown := [name for name in named if name not in known]):
+            advice = cls._advise(unknown[0], known[1:])
+            raise TypeError(f"{cls.__name__}() got an unexpected keyword argument {unknown[0]!r}: {advice}")
+
+    @classmethod
+    def _advise(cls, unknown: str, known: list[str]) -> str:
+        """What may have been meant by an unknown argument, and what there is."""
+        near = difflib.get_close_matches(unknown, known, n=1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        return f"{meant}Its arguments are {', '.join(known)}." if known else "it takes none."
 
     def __post_init__(self) -> None:
         """Check every field against the range in its annotation."""

@@ -14,7 +14,7 @@ from sam_algos.core.options import Options
 if TYPE_CHECKING:
     from sam_algos.core.parts import Parts
 
-__all__ = ["Memory", "Part"]
+__all__ = ["Memory", "Part", "buffers_of"]
 
 Memory = Mapping[str, Any]
 """What a part remembers, by name: Python numbers and vectors, both equal on all ranks (see `Part.reads_gradient`)."""
@@ -29,6 +29,8 @@ class Part(Options, ABC):
             descent reads is kept through later passes (one copy of the parameters).
         reads_progress: Whether it reads ``step.progress``, so that the number of steps has to be known.
         reads_losses: Whether it reads ``step.losses``, so that the loss of each sample has to be known.
+        reads_scale: Whether its answer depends on the scale of the gradient, other than in proportion: under a
+            ``GradScaler`` the scale then has to be known.
         reads_seconds: Whether it reads ``step.seconds``, so that steps are timed. It reads them on the same steps on
             all processes, which there average their readings.
         buffers: Names of the vectors that it remembers. They live in the base optimizer's state, and so in its
@@ -38,6 +40,7 @@ class Part(Options, ABC):
     reads_gradient: ClassVar[bool] = False
     reads_progress: ClassVar[bool] = False
     reads_losses: ClassVar[bool] = False
+    reads_scale: ClassVar[bool] = False
     reads_seconds: ClassVar[bool] = False
     buffers: ClassVar[tuple[str, ...]] = ()
 
@@ -62,3 +65,8 @@ class Part(Options, ABC):
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             if isinstance(inner := getattr(self, field.name), Part):
                 yield from inner.tree()
+
+
+def buffers_of(kind: type[Part]) -> set[str]:
+    """The names of all vectors that parts of a kind remember, any of which a checkpoint may hold."""
+    return {*kind.buffers}.union(*map(buffers_of, kind.__subclasses__()))

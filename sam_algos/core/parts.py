@@ -108,7 +108,16 @@ class Update(NamedTuple):
 
 
 class Policy(Part):
-    """WHEN a step is sharpness-aware."""
+    """WHEN a step is sharpness-aware.
+
+    Attributes:
+        never (bool): Whether its options say that no step will be, so that nobody is warned if none was.
+    """
+
+    @property
+    def never(self) -> bool:
+        """False, unless a policy can be told never to act."""
+        return False
 
     @abstractmethod
     def decide(self, step: Step) -> Decision:
@@ -119,10 +128,12 @@ class Policy(Part):
 class Perturbation(Part):
     """HOW the weights climb: ``ε`` in a ball of radius ``rho``.
 
-    A parameter group of the base optimizer that has an entry ``rho`` uses that number instead, schedule or not.
+    A parameter group of the base optimizer that has an entry ``rho`` uses that number instead, schedule or not. On a
+    step whose radius is zero for every group no part but the policy is asked: the base optimizer gets the plain
+    gradient.
 
     Args:
-        rho (float | Schedule): Radius ``ρ`` of the perturbation.
+        rho (float | Schedule): Radius ``ρ`` of the perturbation, >= 0.
 
     Attributes:
         own_pass: Whether it reads a gradient, at the price of a pass of its own.

@@ -85,6 +85,10 @@ class Passes(ABC):
     def progress(self, index: int) -> float | None:
         """The share of training done before step ``index``, in [0, 1]; None if unknown."""
 
+    def epoch(self) -> int | None:
+        """How many steps an epoch has; None if unknown."""
+        return None
+
     @abstractmethod
     def model(self) -> nn.Module:
         """The model that the closure runs."""

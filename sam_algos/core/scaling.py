@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -10,7 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from sam_algos.core import shards, tensors
 
-__all__ = ["scale_", "unscale_"]
+__all__ = ["scale_", "takes_the_step", "unscale_"]
 
 
 def unscale_(params: Iterable[Tensor], scaler: GradScaler) -> None:
@@ -21,6 +22,17 @@ def unscale_(params: Iterable[Tensor], scaler: GradScaler) -> None:
 def scale_(params: Iterable[Tensor], scaler: GradScaler) -> None:
     """Multiply the gradients by the scale, which is what ``scaler.unscale_`` and ``scaler.step`` expect."""
     _multiply(params, scaler, inverse=False)
+
+
+def takes_the_step() -> bool:
+    """Whether the optimizer is being stepped by an enabled ``GradScaler``, as its frames on the stack tell."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == GradScaler.__module__:
+            scaler = frame.f_locals.get("self")
+            return isinstance(scaler, GradScaler) and scaler.is_enabled()
+        frame = frame.f_back
+    return False
 
 
 def _multiply(params: Iterable[Tensor], scaler: GradScaler, *, inverse: bool) -> None:

@@ -21,8 +21,8 @@ __all__ = ["Cosine", "Linear", "Proportional", "Radius", "Schedule"]
 class Schedule(Part):
     """A radius that changes over training; it stands wherever a perturbation's or a method's ``rho`` does.
 
-    The radius of each step is logged as ``sam/rho``. A parameter group's own ``rho`` stays what it is. A step on which
-    the radius is zero costs what any other does.
+    The radius of each step is logged as ``sam/rho``. A parameter group's own ``rho`` stays what it is. A step whose
+    radius is zero is the base optimizer's.
     """
 
     @abstractmethod
@@ -30,8 +30,8 @@ class Schedule(Part):
         """``ρ`` of this step, >= 0."""
 
 
-Radius: TypeAlias = Positive | Schedule
-"""The range of a ``rho``: a constant, or a `Schedule`."""
+Radius: TypeAlias = NonNegative | Schedule
+"""The range of a ``rho``: a constant, 0 for the base optimizer alone, or a `Schedule`."""
 
 
 def _between(start: float, end: float, done: float) -> float:
@@ -118,7 +118,7 @@ class Proportional(Schedule):
         Proportional(rho=0.1, rho_min=0.01, lr_max=None, lr_min=0.0)
     """
 
-    rho: Positive = 0.05
+    rho: NonNegative = 0.05
     rho_min: NonNegative = 0.0
     lr_max: Positive | None = None
     lr_min: NonNegative = 0.0

@@ -153,6 +153,10 @@ class Step:
         """What the base optimizer's state has under a name, its own or remembered by a part; empty if nothing yet."""
         return self._evaluation.recall(buffer)
 
+    def states(self) -> list[tuple[Tensor, Mapping[str, Any]]]:
+        """The trained parameters of which the base optimizer's state has anything, with what it has; to look at."""
+        return self._evaluation.states()
+
     def random(self, seed: int) -> random.Random:
         """A random stream of this step's own: equal on all processes and after a resume, apart from the global ones."""
         return random.Random(f"{seed}/{self.index}")

@@ -8,10 +8,12 @@ from typing import Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sam_algos.core.activity import Activity
 from sam_algos.core.displacement import Displacement
 from sam_algos.core.names import Names
 from sam_algos.core.parts import Ascent, Parts
 from sam_algos.core.passes import Passes
+from sam_algos.core.radii import OwnRadii
 from sam_algos.core.stopwatch import Stopwatch
 
 __all__ = ["Surroundings"]
@@ -29,8 +31,6 @@ class Surroundings:
         base: The base optimizer, for its parameter groups and its state.
         synchronize: Whether data-parallel processes average the gradients of the ascent.
         nonfinite: What becomes of a gradient that is not finite.
-
-    A group's entry ``rho`` is its own radius (``own_radii``) unless the base optimizer has a ``rho``, as Adadelta does.
     """
 
     passes: Passes
@@ -44,7 +44,8 @@ class Surroundings:
     def __post_init__(self) -> None:
         """Collect what the parts declare."""
         self.synchronize |= self.parts.reader("reads_gradient") is not None
-        self.own_radii = "rho" not in self.base.defaults
+        self.activity = Activity(self.parts, self.passes)
+        self.radii = OwnRadii(self.base)
         after_the_ascent = (*self.parts.descent.tree(), *self.parts.samples.tree())
         self.keeps_gradient = any(part.reads_gradient for part in after_the_ascent)
         self.reads_losses = self.parts.reader("reads_losses") is not None
@@ -54,13 +55,10 @@ class Surroundings:
 
     def scales(self, ascent: Ascent, radius: float) -> list[Tensor]:
         """``ρ · scale`` for each parameter of an ascent, with its group's own radius where it has one."""
-        params, scale, groups = ascent.direction.params, ascent.scale, self.base.param_groups
+        params, scale = ascent.direction.params, ascent.scale
         if ascent.absolute:
             return [scale] * len(params)
-        own = {}
-        if self.own_radii and any(["rho" in group for group in groups]):
-            own = {id(p): group["rho"] for group in groups if "rho" in group for p in group["params"]}
-        if not own:
+        if not (own := self.radii.by_parameter()):
             return [scale * radius] * len(params)
         scaled = {rho: scale * rho for rho in {radius, *own.values()}}
         return [scaled[own.get(id(p), radius)] for p in params]

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["WrappedOptimizer"]
 
+_ELSEWHERE = ("first_step", "second_step", "ascent_step", "descent_step", "perturb_weights", "unperturb")
+"""Halves of a step in other packages of sharpness-aware methods."""
+
 
 class WrappedOptimizer(Optimizer):
     """Base of an optimizer that takes its steps through another.
@@ -51,7 +54,18 @@ class WrappedOptimizer(Optimizer):
         """Answer for whatever is not defined here with the base optimizer's attribute."""
         if name == "base_optimizer":  # not set yet, as while unpickling
             raise AttributeError(name)
-        return getattr(self.base_optimizer, name)
+        try:
+            return getattr(self.base_optimizer, name)
+        except AttributeError as error:
+            if name not in _ELSEWHERE:
+                raise
+            raise AttributeError(
+                f"{error}: a sharpness-aware step is one call, optimizer.step(closure), whose closure runs forward and "
+                "backward and returns the loss; it is called again at the displaced weights. Where something else "
+                "takes the step: optimizer.backward(closure), then optimizer.step().",
+                name=name,
+                obj=self,
+            ) from None
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]

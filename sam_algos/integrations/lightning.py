@@ -78,6 +78,12 @@ class SharpnessAwareMixin:
             self._sharpness_aware.load_method_state_dict(self._loaded)
             self._loaded = None
 
+    def on_fit_end(self: Any) -> None:
+        """Warn if the method never acted."""
+        super().on_fit_end()  # pyright: ignore[reportAttributeAccessIssue]
+        if self._sharpness_aware is not None:
+            self._sharpness_aware.warn_if_idle()
+
     def on_save_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
         """Save what the method remembers."""
         super().on_save_checkpoint(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]

@@ -60,6 +60,13 @@ class SharpnessAwareMixin(Trainer if TYPE_CHECKING else object):
         self._total_steps = num_training_steps
         super().create_optimizer_and_scheduler(num_training_steps)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and warn if the method never acted."""
+        output = super().train(*args, **kwargs)
+        if self._sharpness_aware is not None:
+            self._sharpness_aware.warn_if_idle()
+        return output
+
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
         """Wrap the optimizer first, so that the checkpoint's method finds it; the model has its final form by now."""
         if self.is_deepspeed_enabled or getattr(self, "use_apex", False) or "lomo" in str(self.args.optim).lower():

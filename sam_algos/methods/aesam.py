@@ -39,6 +39,7 @@ class GradientNorm(Policy):
     """
 
     reads_gradient: ClassVar[bool] = True
+    reads_scale: ClassVar[bool] = True
     reads_progress: ClassVar[bool] = True
 
     delta: UnitInterval = 0.9

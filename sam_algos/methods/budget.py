@@ -73,9 +73,15 @@ class TargetFraction(Policy):
     """
 
     reads_gradient: ClassVar[bool] = True
+    reads_scale: ClassVar[bool] = True  # the scale may change from step to step
 
     fraction: Probability = 0.2
     delta: UnitInterval = 0.9
+
+    @property
+    def never(self) -> bool:
+        """With ``fraction=0``."""
+        return self.fraction == 0
 
     def initial(self) -> Memory:
         """Nothing counted yet."""
@@ -113,6 +119,7 @@ class TargetOverhead(Policy):
     """
 
     reads_gradient: ClassVar[bool] = True
+    reads_scale: ClassVar[bool] = True
     reads_seconds: ClassVar[bool] = True
 
     overhead: Positive = 0.1

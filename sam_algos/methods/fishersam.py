@@ -34,6 +34,11 @@ class Fisher(Perturbation):
 
     eta: NonNegative = 1.0
 
+    @property
+    def reads_scale(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Unless it is SAM's ball."""
+        return self.eta > 0
+
     def ascend(self, step: Step) -> Ascent:
         """``u = T² g``, and ``√⟨g, u⟩ = ‖T g‖`` on the way, with ``T = 1 / √(1 + η f)``."""
         d = step.scratch()

@@ -34,6 +34,7 @@ class Friendly(Perturbation):
     """
 
     reads_gradient: ClassVar[bool] = True
+    reads_scale: ClassVar[bool] = True  # of gradients of several steps, between which it may change
     buffers: ClassVar[tuple[str, ...]] = (MEAN,)
 
     sigma: NonNegative = 1.0

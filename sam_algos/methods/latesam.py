@@ -29,9 +29,14 @@ class Late(Policy):
 
     start: Probability = 0.9
 
+    @property
+    def never(self) -> bool:
+        """With ``start=1``."""
+        return self.start == 1
+
     def decide(self, step: Step) -> Decision:
         """``start <= t/T``."""
-        return Decision(self.start < 1 and (step.progress or 0.0) >= self.start)
+        return Decision(not self.never and (step.progress or 0.0) >= self.start)
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,55 +4,107 @@ Overhead*, 2024, https://arxiv.org/abs/2401.12033.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+from torch import Tensor
 from torch.optim import Optimizer
 
-from sam_algos.core import tensors
+from sam_algos.core import shards, tensors
+from sam_algos.core.part import Part, buffers_of
 from sam_algos.core.parts import Ascent, Parts, Perturbation
 from sam_algos.core.schedules import Radius
 from sam_algos.core.step import Step
+from sam_algos.core.vector import Vector
 from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, SharpGradient
 
 __all__ = ["Momentum", "MomentumSAM"]
 
-BUFFERS = ("momentum_buffer", "exp_avg")  # of SGD and its kin, and of Adam's
+BUFFERS = ("momentum_buffer", "exp_avg", "momentum", "moments")
+"""What optimizers call an average of gradients: SGD's and its kin's, Adam's, SGDP's and NovoGrad's."""
 
 
 @dataclass(frozen=True, repr=False)
 class Momentum(Perturbation):
     """Climb against the base optimizer's momentum: ``ε = -ρ v / ‖v‖``, which needs no gradient.
 
-    ``v`` is the momentum buffer before the step (SGD's ``momentum_buffer``, Adam's ``exp_avg``), an average of past
-    gradients, along which the weights come down; ``-v`` leads back up. A step without momentum yet is a plain one.
+    ``v`` is the momentum before the step, an average of past gradients along which the weights come down. A step
+    without momentum yet is a plain one.
+
+    It is looked for in the base optimizer's state of each parameter, as a tensor of the parameter's shape: under
+    ``buffer``, or under the first that is there of ``momentum_buffer`` (SGD and its kin), ``exp_avg`` (Adam's kin),
+    ``momentum`` (SGDP) and ``moments`` (NovoGrad). Optimizers without one are refused, schedule-free ones among them.
 
     Args:
         rho (float | Schedule): Radius ``ρ``. Default: ``3.0``.
+        buffer (str, optional): The entry of the base optimizer's state that averages gradients. A leading minus says
+            that it points downhill, as a velocity ``u ← μ u - η g`` does: ``buffer='-velocity'``. Default: ``None``,
+            one of the names above.
     """
 
     own_pass: ClassVar[bool] = False
 
     rho: Radius = 3.0
+    buffer: str | None = field(default=None, kw_only=True)
 
     def ascend(self, step: Step) -> Ascent | None:
         """``-v``."""
-        v = next((v for buffer in BUFFERS if (v := step.recall(buffer))), None)
-        return None if v is None else Ascent(v, -tensors.reciprocal(v.norm()))
+        names = BUFFERS if self.buffer is None else (self.buffer.removeprefix("-"),)
+        moments = [(p, _moment(p, state, names), state) for p, state in step.states()]
+        for p, moment, state in moments if step.index else ():  # some have other entries before their first step
+            if moment is None and (others := state.keys() - buffers_of(Part)):
+                raise ValueError(self._unreadable(p, others))
+        found = [(p, moment) for p, moment, _ in moments if moment is not None]
+        if not found:
+            return None
+        v = Vector([p for p, _ in found], shards.local_parts([moment for _, moment in found]))
+        downhill = self.buffer is not None and self.buffer.startswith("-")
+        inverse = tensors.reciprocal(v.norm())
+        return Ascent(v, inverse if downhill else -inverse)
 
     def check(self, optimizer: Optimizer) -> None:
-        """Refuse an optimizer without a momentum buffer or a first moment.
+        """Refuse an optimizer without momentum, as far as its options tell.
 
         Raises:
-            ValueError: If it has neither.
+            ValueError: If a group that climbs has a momentum or a first beta of 0; or none, and ``buffer`` is not
+                given.
         """
+        own = "rho" not in optimizer.defaults
         for group in optimizer.param_groups:
-            if not (group.get("momentum") or group.get("betas", (0,))[0]):
+            stays = (group.get("rho", self.rho) if own else self.rho) == 0
+            declared = "momentum" in group or "betas" in group
+            if not stays and not _decay(group) and (declared or self.buffer is None):
                 raise ValueError(
                     f"{type(self).__name__}: the base optimizer must have momentum to climb against, a momentum > 0 as "
-                    f"of SGD or a first moment as of Adam; this {type(optimizer).__name__} has none."
+                    f"of SGD or a first moment as of Adam; this {type(optimizer).__name__} has none. If its state "
+                    "averages gradients without an option that says so, name the entry: buffer='...'."
                 )
+
+    def _unreadable(self, p: Tensor, names: set[str]) -> str:
+        name = type(self).__name__
+        wanted = "none under a name that is known" if self.buffer is None else f"none under buffer={self.buffer!r}"
+        return (
+            f"{name}: the base optimizer must keep an average of gradients to climb against, and its state has "
+            f"{wanted}. Of a parameter of shape {tuple(p.shape)} it has {', '.join(sorted(map(str, names)))}. {name} "
+            f"looks for a tensor of the parameter's shape under {', '.join(BUFFERS)}. If another entry is one, name "
+            "it: buffer='...'; else take SGD with momentum or Adam."
+        )
+
+
+def _moment(p: Tensor, state: Mapping[str, Any], names: Sequence[str]) -> Tensor | None:
+    """The momentum of a parameter, in its precision; None if there is none under these names."""
+    for name in names:
+        found = state.get(name)
+        if isinstance(found, Tensor) and found.shape == p.shape and (found.is_floating_point() or found.is_complex()):
+            return found if found.dtype == p.dtype else found.to(p.dtype)
+    return None
+
+
+def _decay(group: Mapping[str, Any]) -> Any:
+    """How much of its momentum a parameter group keeps; 0 or None if it has none."""
+    return group.get("momentum") or next(iter(group.get("betas", ())), None)
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,9 +128,13 @@ class MomentumSAM(Method):
     Args:
         rho (float | Schedule): Radius of the perturbation. Default: ``3.0`` (the paper, for CIFAR with momentum 0.9).
             It is not SAM's: far larger.
+        buffer (str, optional): The entry of the base optimizer's state that is its momentum, where it has an unusual
+            name: see `Momentum`. Default: ``None``, recognised as ``momentum_buffer``, ``exp_avg``, ``momentum`` or
+            ``moments``.
 
     Raises:
-        ValueError: If an argument is outside its range; when wrapping, if the base optimizer has no momentum.
+        ValueError: If an argument is outside its range; when wrapping, if the base optimizer has no momentum; in the
+            first step with its state, if that has no entry that can be read as momentum.
 
     Example:
         >>> import torch
@@ -93,7 +149,8 @@ class MomentumSAM(Method):
     """
 
     rho: Radius = 3.0
+    buffer: str | None = field(default=None, kw_only=True)
 
     def parts(self) -> Parts:
         """Every step, against the momentum, the gradient found there."""
-        return Parts(Interval(1), Momentum(self.rho), SharpGradient())
+        return Parts(Interval(1), Momentum(self.rho, buffer=self.buffer), SharpGradient())

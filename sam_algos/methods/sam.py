@@ -54,6 +54,11 @@ class PNorm(Perturbation):
     p: NormOrder = 2.0
     epsilon: NonNegative = field(default=0.0, kw_only=True)
 
+    @property
+    def reads_scale(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where ``epsilon`` is compared with ``‖g‖``."""
+        return self.epsilon > 0
+
     def __post_init__(self) -> None:
         """Check the arguments."""
         super().__post_init__()

@@ -36,6 +36,11 @@ class Bernoulli(Policy):
     probability: Probability = 0.5
     seed: Seed = 0
 
+    @property
+    def never(self) -> bool:
+        """With probability 0."""
+        return self.probability == 0
+
     def decide(self, step: Step) -> Decision:
         """Sharp iff a uniform draw from [0, 1) is below ``probability``."""
         return Decision(step.random(self.seed).random() < self.probability)
@@ -62,6 +67,11 @@ class ScheduledBernoulli(Policy):
     start: Probability = 0.0
     end: Probability = 1.0
     seed: Seed = 0
+
+    @property
+    def never(self) -> bool:
+        """With probability 0 at both ends."""
+        return self.start == self.end == 0
 
     def decide(self, step: Step) -> Decision:
         """Sharp iff a uniform draw from [0, 1) is below the probability of now, which is logged."""

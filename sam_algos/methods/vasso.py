@@ -32,6 +32,7 @@ class Averaged(Perturbation):
     """
 
     reads_gradient: ClassVar[bool] = True
+    reads_scale: ClassVar[bool] = True  # of gradients of several steps, between which it may change
     buffers: ClassVar[tuple[str, ...]] = (DIRECTION,)
 
     theta: Fraction = 0.2

@@ -1,5 +1,15 @@
 """Methods inside Composer's Trainer: besides the recipes, the only place that knows Composer."""
 
+try:
+    import composer  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "sam_algos.trainer needs MosaicML Composer, which is not installed: pip install 'sam_algos[composer]'. Without "
+        "it, sam_algos.recalibrate(model, data) gathers BatchNorm's statistics in a loop of your own.",
+        name=error.name,
+        path=error.path,
+    ) from error
+
 from sam_algos.trainer.recalibration import RecalibrateBatchNorm
 
 __all__ = ["RecalibrateBatchNorm"]

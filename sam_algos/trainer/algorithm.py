@@ -12,6 +12,7 @@ from composer.loggers import Logger
 
 from sam_algos.core.replay import refuse_fsdp1
 from sam_algos.core.wrapper import WrappedOptimizer
+from sam_algos.trainer.instances import refuse_class
 from sam_algos.trainer.passes import TrainerPasses
 from sam_algos.trainer.sharded import load_without, will_be_fsdp1
 
@@ -25,6 +26,7 @@ __all__ = ["SharpnessAwareMemory", "WrapsOptimizer"]
 class WrapsOptimizer(Algorithm):
     """What makes a method a Composer algorithm: it wraps the optimizer on :attr:`.Event.INIT`."""
 
+    @refuse_class
     def match(self, event: Event, state: State) -> bool:
         """Run on :attr:`.Event.INIT`."""
         return event == Event.INIT
@@ -52,7 +54,7 @@ class WrapsOptimizer(Algorithm):
 
 
 class SharpnessAwareMemory(Algorithm):
-    """Saves and loads what a method remembers between steps, in Python primitives.
+    """Saves and loads what a method remembers between steps, in Python primitives; at the end of fit says if it idled.
 
     Composer files an algorithm's state under the name of its class; this one is every method's, so that the counters
     survive a change of method.
@@ -65,11 +67,12 @@ class SharpnessAwareMemory(Algorithm):
         self._optimizer = optimizer
 
     def match(self, event: Event, state: State) -> bool:
-        """Run on no event."""
-        return False
+        """Run on :attr:`.Event.FIT_END`."""
+        return event == Event.FIT_END
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Do nothing."""
+        """Warn if the method never acted."""
+        self._optimizer.warn_if_idle()
 
     def state_dict(self) -> dict[str, Any]:
         """The method's memory."""

@@ -91,6 +91,11 @@ class TrainerPasses(Passes):
         """See `training_progress`."""
         return training_progress(self._state)
 
+    def epoch(self) -> int | None:
+        """The length of the training dataloader."""
+        length = self._state.dataloader_len
+        return None if length is None else length.value
+
     def model(self) -> torch.nn.Module:
         """The Trainer's model, with what data parallelism put around it."""
         return self._state.model

@@ -21,6 +21,7 @@ from sam_algos.core import shards
 from sam_algos.core.options import Options, PositiveInt, Range
 from sam_algos.core.recalibration import Statistics, recalibrate, recalibrated_layers
 from sam_algos.core.vector import Vector
+from sam_algos.trainer.instances import refuse_class
 
 __all__ = ["RecalibrateBatchNorm"]
 
@@ -95,6 +96,7 @@ class RecalibrateBatchNorm(Options, Algorithm):
     _before: Statistics | None = field(default=None, init=False)  # training's own, while an evaluation has others
     _done: tuple[int, float] | None = field(default=None, init=False)  # the weights whose statistics were to stay
 
+    @refuse_class
     def match(self, event: Event, state: State) -> bool:
         """Run on :attr:`.Event.INIT`, and around evaluations and checkpoints."""
         return event in _EVENTS

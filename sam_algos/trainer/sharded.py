@@ -1,4 +1,4 @@
-"""Sharded parameters: how a sharded checkpoint may lack a method's buffers."""
+"""Sharded parameters: how a sharded checkpoint may lack what a method adds to one."""
 
 from __future__ import annotations
 
@@ -19,36 +19,39 @@ def will_be_fsdp1(state: State) -> bool:
 
 
 class _Planner(DefaultLoadPlanner):
-    """Leaves a method's buffers as they are where a checkpoint has none; all else must be there."""
+    """Leaves what a method adds as it is where a checkpoint has none; all else must be there."""
 
-    def __init__(self, buffers: Collection[str]) -> None:
+    def __init__(self, added: Collection[str]) -> None:
         super().__init__()
-        self._buffers = frozenset(buffers)
+        self._added = frozenset(added)
 
     def create_local_plan(self) -> LoadPlan:
         saved = self.metadata.state_dict_metadata if self.metadata else {}
         self.state_dict = {
             key: value
             for key, value in self.state_dict.items()
-            if key in saved or key.rpartition(".")[2] not in self._buffers
+            if key in saved or key.rpartition(".")[2] not in self._added
         }
         return super().create_local_plan()
 
 
 def load_without(buffers: Collection[str], state: State) -> None:
-    """Let a sharded checkpoint lack ``buffers``, which then start from zero.
+    """Let a sharded checkpoint lack ``buffers``, which then start from zero, and a parameter group's own ``rho``.
 
     That of plain training lacks them, and so does one that a method wrote before its first sharp step.
     """
-    config = state.fsdp_config
-    if not buffers or not isinstance(config, FSDP2Config) or config.load_planner is not None:
+    config, optimizer = state.fsdp_config, state.optimizers[0]
+    added = set(buffers)
+    if "rho" not in optimizer.defaults and any("rho" in group for group in optimizer.param_groups):
+        added.add("rho")
+    if not added or not isinstance(config, FSDP2Config) or config.load_planner is not None:
         return
 
     # The planner is a property of the class, which answers None and cannot be set.
     class Config(type(config)):
         @property
         def load_planner(self) -> _Planner:
-            return _Planner(buffers)
+            return _Planner(added)
 
     Config.__name__, Config.__qualname__ = type(config).__name__, type(config).__qualname__
     lenient: Any = copy.copy(config)

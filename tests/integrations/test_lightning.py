@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sam_algos import ESAM, SAM, LookSAM, Method
+from sam_algos import ESAM, SAM, LateSAM, LookSAM, Method
 from sam_algos.integrations.lightning import SharpnessAwareMixin
 from tests.cases import same
 from tests.integrations.page import METHOD, grouped, loader, network, run, sgd, trained
@@ -243,3 +243,39 @@ def test_a_wrapped_optimizer_without_the_mixin_is_refused(options: dict[str, Any
     """It would clip and log at every pass."""
     with pytest.raises(TypeError, match="already wrapped"):
         fit(Plain(wrapped=True), {**options, "accumulate_grad_batches": accumulate})
+
+
+class InParts:
+    """Two parameter groups, of which the first may have a radius of its own."""
+
+    rho: float | None = None
+
+    def configure_optimizers(self: Any) -> Any:
+        first, *others = self.parameters()
+        own = {} if self.rho is None else {"rho": self.rho}
+        return torch.optim.SGD([{"params": [first], **own}, {"params": others}], lr=0.1, momentum=0.9)
+
+
+class PlainInParts(InParts, Plain):
+    pass
+
+
+class NetInParts(InParts, Net):
+    rho = 0.0
+
+
+def test_a_groups_own_radius_survives_the_checkpoint_of_plain_training(options: dict[str, Any], tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, PlainInParts(), options)
+    net = NetInParts(SAM(rho=0.5))
+    trainer = fit(net, {**options, "max_epochs": 2}, ckpt_path=path)
+    assert [group.get("rho") for group in trainer.optimizers[0].param_groups] == [0.0, None]
+
+
+def test_a_start_that_was_never_reached_is_told_at_the_end_of_fit(options: dict[str, Any]) -> None:
+    class Stops(Net):
+        def on_train_epoch_end(self) -> None:
+            self.trainer.should_stop = True
+
+    with pytest.warns(UserWarning, match=r"None of \d+ steps was sharpness-aware.*Late\(start=0.9\)"):
+        fit(Stops(LateSAM()), {**options, "max_epochs": 3})
+    fit(Net(LateSAM()), {**options, "max_epochs": 3})

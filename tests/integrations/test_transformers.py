@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam_algos import AESAM, ESAM, SAM, LookSAM, Method
+from sam_algos import AESAM, ESAM, SAM, LateSAM, LookSAM, Method
 from tests.cases import same
 from tests.integrations.page import METHOD, run
 
@@ -213,3 +213,33 @@ def test_optimizers_that_step_in_the_backward_pass_are_refused(tmp_path: Path) -
 def test_a_language_model_in_a_plain_loop() -> None:
     names = run("Causal language models in a plain loop", tokens=torch.stack(tokens()[:12]).split(3))
     assert names["optimizer"].method_state_dict()["step"] == 2
+
+
+def test_a_start_that_was_never_reached_is_told_at_the_end_of_training(tmp_path: Path) -> None:
+    class Stops(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = state.global_step == 2
+
+    stopped = trainer(tmp_path, LateSAM())
+    stopped.add_callback(Stops())
+    with pytest.warns(UserWarning, match=r"None of 2 steps was sharpness-aware.*Late\(start=0.9\)"):
+        stopped.train()
+
+
+def test_a_groups_own_radius_survives_the_checkpoint_of_plain_training(tmp_path: Path) -> None:
+    data = [{"input_ids": ids, "labels": ids} for ids in tokens()]
+
+    def groups(model: nn.Module, **own: float) -> Any:
+        first, *others = model.parameters()
+        return torch.optim.SGD([{"params": [first], **own}, {"params": others}], lr=RATE), None
+
+    model = language_model()
+    options = {"save_strategy": "steps", "save_steps": 4}
+    plain = transformers.Trainer(
+        model, arguments(tmp_path / "plain", **options), train_dataset=data, optimizers=groups(model)
+    )
+    plain.train()
+    found = trainer(tmp_path / "second")
+    found.optimizer, _ = groups(found.model, rho=0.0)
+    found.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-4"))
+    assert [group.get("rho") for group in found._sharpness_aware.param_groups] == [0.0, None]

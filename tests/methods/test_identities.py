@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from torch import nn
@@ -12,6 +13,8 @@ from sam_algos import (
     ASAM,
     ESAM,
     GSAM,
+    METHODS,
+    PARTS,
     SAM,
     SAMON,
     SSSAM,
@@ -21,6 +24,7 @@ from sam_algos import (
     AscentFraction,
     Averaged,
     Bernoulli,
+    Cosine,
     Fisher,
     FisherSAM,
     Friendly,
@@ -30,6 +34,7 @@ from sam_algos import (
     Interval,
     Late,
     LateSAM,
+    Linear,
     LookSAM,
     Method,
     Mixed,
@@ -55,10 +60,31 @@ from sam_algos import (
 )
 from tests.cases import MODELS, distance, each_method, make_batches, make_model, same, snapshot, train
 
+
+def _still(name: str, rho: Any) -> Method:
+    """A registered method with a radius of zero, acting from the first step on."""
+    return METHODS[name](rho=rho, **({"start": 0.0} if name == "latesam" else {}))  # pyright: ignore[reportCallIssue]
+
+
 ALWAYS = {"lambda_1": -1e9, "lambda_2": -1e9}
 NEVER = {"lambda_1": 1e9, "lambda_2": 1e9}
 
 IDENTITIES: dict[str, tuple[Method | None, Method | None]] = {
+    **{f"{name}(rho=0) is its base": (_still(name, 0.0), None) for name in METHODS},
+    **{
+        f"{name}, {rho!r} is its base": (_still(name, rho), None)
+        for name in ("sam", "aesam", "looksam", "gsam", "wsam", "momentumsam", "randomsam")
+        for rho in (Linear(0.0, 0.0), Cosine(0.0, 0.0), Proportional(0.0))
+    },
+    **{
+        f"{name}(rho=0) as a part is its base": (SharpnessAware(perturbation=part(rho=0.0)), None)  # pyright: ignore
+        for name, part in PARTS["perturbation"].items()
+    },
+    "SAM(rho=0) with all that costs a pass": (SAM(rho=0.0, steps=3), None),
+    "SAM(rho=0) with its second-order term": (SAM(rho=0.0, second_order=True), None),
+    "SAM(rho=0) in groups": (SAM(rho=0.0, m=2), None),
+    "SAM(rho=0) with a narrow ascent": (SAM(rho=0.0, ascent_fraction=0.5), None),
+    "GSAM(rho=0, rho_min=0)": (GSAM(rho=0.0, rho_min=0.0), None),
     "SharpnessAware() is SAM": (SharpnessAware(), SAM()),
     "AE-SAM that is always sharp is SAM": (AESAM(rho=0.1, **ALWAYS), SAM(rho=0.1)),
     "LookSAM that never reuses is SAM": (LookSAM(rho=0.1, k=1), SAM(rho=0.1)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,20 @@ def cross(make: Callable[[], Any], kind: str, folder: Path) -> dict[str, Any]:
     found["back-began"] = outcome(trainer(**loading(there, kind, 6), **sharded(kind)))
     found["back"] = train(steps=8, **loading(there, kind, 6), **saving(back, kind))
     return found
+
+
+def radius(kind: str, folder: Path) -> dict[str, Any]:
+    """A checkpoint of plain training, for an optimizer one of whose groups has a radius of its own."""
+
+    def optimizer(params: Iterable[Tensor], **first: float) -> torch.optim.Optimizer:
+        [one, *others] = params
+        return torch.optim.SGD([{"params": [one], **first}, {"params": others}], lr=0.1, momentum=0.9)
+
+    train(optimizer=optimizer, steps=SAVED, **saving(folder, kind))
+    run = trainer(method("sam"), optimizer=partial(optimizer, rho=0.0), **loading(folder, kind), **sharded(kind))
+    began = [group.get("rho") for group in run.state.optimizers[0].param_groups]
+    run.fit()
+    return {"began": began, "ended": [group.get("rho") for group in run.state.optimizers[0].param_groups]}
 
 
 def lacking(folder: Path) -> dict[str, Any]:
@@ -198,6 +212,7 @@ def fsdp1(folder: Path) -> dict[str, Any]:
 
 SCENARIOS: dict[str, Callable[[Path], Any]] = {"plain": plain, "fsdp1": fsdp1, "lacking": lacking, "choice": choice}
 for kind in KINDS:
+    SCENARIOS[f"radius-{kind}"] = partial(radius, kind)
     SCENARIOS[f"swap-{kind}"] = partial(swap, kind)
     for name in RESUMED:
         SCENARIOS[f"resume-{kind}-{name}"] = partial(resume, partial(method, name), kind, module=noisy)

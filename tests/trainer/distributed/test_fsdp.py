@@ -75,6 +75,13 @@ def test_crossing_to_a_method_that_never_acts(found: Found, kind: str, processes
 
 
 @PROCESSES
+@pytest.mark.parametrize("kind", ["full", "sharded"])
+def test_a_groups_own_radius_survives_the_checkpoint_of_plain_training(found: Found, kind: str, processes: int) -> None:
+    for rank in found("fsdp", processes, f"radius-{kind}"):
+        assert rank == {"began": [0.0, None], "ended": [0.0, None]}
+
+
+@PROCESSES
 def test_only_a_methods_buffers_may_be_missing(found: Found, processes: int) -> None:
     for rank in found("fsdp", processes, "lacking"):
         assert "Missing key" in rank["error"]

@@ -20,7 +20,7 @@ module            what it knows
 `selection`       some of a batch's samples; `samples`, the choice of them that is no paper's
 `names`           what a model calls its parameters, and which layers they belong to
 `recalibration`   BatchNorm's statistics gathered anew, after training
-`profiling`       ranges for torch.profiler
+`profiling`       ranges for torch.profiler; `compilation`, what torch.compile leaves alone
 `wrapper`         looking like the base optimizer to everything around
 `options`         validation; the only module that words an error about an argument
 ================  ====================================================================================================

@@ -40,7 +40,7 @@ class Attempt:
                 f"The closure has to be a function that computes the loss and its gradients, not a "
                 f"{type(closure).__name__}: see `wrap` of the method."
             )
-        if around.stopwatch is not None:
+        if around.stopwatch is not None and not around.passes.begun:
             around.stopwatch.start(memory["seconds"])
         self.evaluation = Evaluation(around, closure, memory["step"], memory["sharp"])
         self._around = around

@@ -13,8 +13,9 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from sam_algos.core.attempt import Attempt
+from sam_algos.core.compilation import uncompiled
 from sam_algos.core.displacement import Displacement
-from sam_algos.core.evaluation import Overflow
+from sam_algos.core.evaluation import NoOutcome
 from sam_algos.core.gradients import stand_still
 from sam_algos.core.memory import MethodMemory, fresh, restored
 from sam_algos.core.names import Names
@@ -87,6 +88,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         self._passes = passes
         self._memory: dict[str, Any] = fresh(parts)
         self._pending = Pending()
+        self._paused: float | None = None  # since when the program has been doing something else amid a step
         self._surroundings = Surroundings(
             passes=passes,
             parts=parts,
@@ -98,6 +100,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         )
         self.metrics: dict[str, float] = {}
 
+    @uncompiled
     @torch.no_grad()
     def step(self, closure: Callable[..., Any] | None = _REQUIRED) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take one step.
@@ -127,7 +130,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
                     self.base_optimizer.step()
                 attempt.remember(stepped)
             loss = attempt.evaluation.loss
-        except Overflow:
+        except NoOutcome:
             self._finish()
             loss = None
         finally:
@@ -135,6 +138,55 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         self.metrics = attempt.report()
         return loss
 
+    @uncompiled
+    @torch.no_grad()
+    def accumulate(self, closure: Callable[..., Any]) -> Any:
+        """Run one of a step's first microbatches, in a loop that gets them one at a time.
+
+        ``accumulate`` takes each microbatch but the last, for which ``step(closure)`` or ``backward(closure)`` ends the
+        step. The first pass of the step runs on each microbatch as it comes, like plain gradient accumulation. The
+        later passes run all closures again, so the step is that of one closure which loops over the microbatches.
+        Closures, with the batches that they hold, are kept until the step ends, where passes may follow::
+
+            for i, (x, y) in enumerate(data):
+                closure = partial(microbatch, x, y)  # runs backward on loss / 4
+                if (i + 1) % 4:
+                    optimizer.accumulate(closure)
+                else:
+                    optimizer.step(closure)
+                    optimizer.zero_grad()
+
+        Args:
+            closure (callable): Runs forward and backward, and returns the loss, both times as its share of the step's
+                loss. It does not zero gradients, except for the first of the step.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            TypeError: If the closure returns nothing, or a vector.
+            ValueError: If the method runs passes on some of the samples.
+            RuntimeError: If gradients of before were not zeroed, or this closure zeroed those of the step.
+        """
+        if self._parts.samples.selects or self._parts.reader("reads_losses") is not None:
+            raise ValueError(
+                f"optimizer.accumulate(): {self._parts.samples!r} runs passes on some of the samples; the closure of "
+                "optimizer.step(closure) has to run all microbatches of the step."
+            )
+        attempt = self._attempt(closure)
+        self._passes.accumulating = True
+        try:
+            attempt.ask()  # up to its first pass: parts change nothing before they are told to remember
+        except NoOutcome:
+            self._paused = self._passes.clock()
+        except BaseException:
+            self._passes.settle([])
+            raise
+        finally:
+            self._passes.accumulating = False
+        return attempt.evaluation.loss
+
+    @uncompiled
     @torch.no_grad()
     def backward(self, closure: Callable[..., Any], *, scaler: GradScaler | None = None) -> Any:
         """Run the passes of a step and leave its gradient on the parameters, for loops that take the step themselves.
@@ -191,6 +243,9 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         """The step that begins, whatever became of the one before."""
         if self._pending.drop():
             self._passes.settle([])  # its gradients were never used: the closure has to zero them
+        if self._paused is not None:
+            self._passes.seconds += self._passes.clock() - self._paused  # data and what else is the program's
+            self._paused = None
         return Attempt(self._surroundings, closure, self._memory)
 
     def _finish(self) -> None:

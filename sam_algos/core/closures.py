@@ -62,7 +62,8 @@ class ClosurePasses(Passes):
         replay = self._replays[len(self._earlier)]
         if plan.repeatable:
             with span("sam/replay"):
-                replay.record(self._model, plan.params, narrowed=isinstance(plan.selection, First))
+                narrowed = isinstance(plan.selection, First)
+                replay.record(self._model, plan.params, narrowed=narrowed, objects=self._objects())
         outcome = self._call(closure, plan._replace(synchronize=False) if self.accumulating else plan)
         if self._strangers is not None:
             self._strangers.refuse_if_kept()
@@ -109,8 +110,8 @@ class ClosurePasses(Passes):
         self._left = _Left(params)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle without the microbatches of a step that has begun, as gradients are not copied either."""
-        return {**vars(self), "_earlier": [], "_left": None}
+        """Copy and pickle without what belongs to the program, or to a step that has begun."""
+        return {**vars(self), "_earlier": [], "_left": None, "_objects": tuple}
 
     def _forget_microbatches(self) -> None:
         self._earlier = []

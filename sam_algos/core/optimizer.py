@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -268,6 +268,32 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         for name in self._parts.buffers():
             for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
                 self.state[p].setdefault(name, torch.zeros_like(p))
+
+    def count_once(self, objects: Callable[[], Iterable[object]]) -> None:
+        """Name objects of the program that closures change, such as counters and logs.
+
+        Of the model's modules a step counts one pass, as training without a method does. Other objects count every
+        pass, unless they are named here: their attributes (numbers, lists, dictionaries, sets, generators, small
+        tensors) are then treated like those of modules.
+
+        Args:
+            objects (callable): Gives the objects; called in every step.
+
+        Example:
+            >>> import torch
+            >>> from types import SimpleNamespace
+            >>> from sam_algos import SAM
+            >>> model, seen = torch.nn.Linear(2, 1), SimpleNamespace(samples=0)
+            >>> optimizer = SAM().wrap(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+            >>> optimizer.count_once(lambda: [seen])
+            >>> def closure():
+            ...     seen.samples += 4
+            ...     return model(torch.ones(4, 2)).square().mean(1)
+            >>> loss = optimizer.step(closure)  # two passes
+            >>> seen.samples
+            4
+        """
+        self._passes.count_once(objects)
 
     def method_state_dict(self) -> dict[str, Any]:
         """What the method remembers between steps, in Python numbers; ``state_dict`` holds all the rest.

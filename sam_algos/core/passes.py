@@ -78,7 +78,12 @@ class Passes(ABC):
         self.seconds = 0.0
         self.scaler: GradScaler | None = None
         self._selects = selects
+        self._objects: Callable[[], Iterable[object]] = tuple
         self._replay = Replay()
+
+    def count_once(self, objects: Callable[[], Iterable[object]]) -> None:
+        """Put back the attributes of the program's ``objects`` after each repetition of a pass."""
+        self._objects = objects
 
     @abstractmethod
     def first(self, closure: Callable[..., Any], plan: Pass) -> Outcome | None:

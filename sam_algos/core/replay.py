@@ -107,7 +107,7 @@ class Replay:
         """Run the body as a repetition of the first pass that leaves no trace of its own."""
         self._end_check()
         self._keepers.look(self._model)  # the first pass may have registered buffers
-        after = ModuleState(self._keepers, self._changing, self._trained, self._program)
+        after = ModuleState(self._keepers, self._changing, self._trained, self._program, shortens=True)
         streams = RandomStreams.record(self._devices)
         tracking = [norm for norm in self._keepers.norms if norm.track_running_stats]
         gradients = [(p, p.grad) for p in self._others]  # of another optimizer, say

@@ -106,13 +106,14 @@ class ModuleState:
     is where it is because that is.
 
     Of the program's objects, which may hold data sets and averaged weights, tensors of more than ``SMALL`` elements are
-    left alone too, and lists of more than ``MANY`` entries lose what was appended.
+    left alone too. Lists of more than ``MANY`` entries lose what was appended since, if ``shortens``.
 
     Args:
         keepers: Where to look.
         parameters: Parameters that change in forward passes.
         trained: Where the trained parameters lie in memory.
         program: The attributes of objects of the program.
+        shortens: Whether long lists among these are shortened to what they are now.
     """
 
     def __init__(
@@ -121,8 +122,10 @@ class ModuleState:
         parameters: list[Tensor],
         trained: set[int],
         program: Sequence[dict[str, Any]] = (),
+        *,
+        shortens: bool = False,
     ) -> None:
-        self._trained = trained
+        self._trained, self._shortens = trained, shortens
         self._seen: set[int] = set()
         self._buffers = [
             (owner, but, {name: b for name, b in owner.items() if name not in but}) for owner, but in keepers.buffers
@@ -188,7 +191,10 @@ class ModuleState:
             if id(value) in self._seen:
                 return
             self._seen.add(id(value))
-            yield from _appended(value) if program and kind is list and len(value) > MANY else _container(value)
+            if program and kind is list and len(value) > MANY:
+                yield from _appended(value) if self._shortens else ()
+                return
+            yield from _container(value)
             inner = value.values() if isinstance(value, dict) else value
             if len(value) <= MANY:
                 held = [item for item in inner if type(item) not in _ATOMS]

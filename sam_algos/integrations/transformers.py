@@ -66,7 +66,6 @@ class SharpnessAwareMixin(Trainer if TYPE_CHECKING else object):
         self._sharpness_aware: SharpnessAwareOptimizer | None = None
         self._loaded: dict[str, Any] | None = None
         self._trains = False
-        self._microbatch: _Microbatch | None = None
         super().__init__(*args, **kwargs)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -120,47 +119,44 @@ class SharpnessAwareMixin(Trainer if TYPE_CHECKING else object):
         assert microbatch.loss is not None
         return microbatch.loss
 
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        """Prepare inputs once for all passes: to prepare them may mean to generate them."""
-        prepare = super()._prepare_inputs
-        return prepare(inputs) if self._microbatch is None else self._microbatch.prepared(inputs, prepare)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log the method's figures with the loss, and nothing when a pass is repeated."""
-        if self._microbatch is not None and self._microbatch.repeats:
-            return
+        """Log the method's figures with the loss."""
         if self._sharpness_aware is not None and "loss" in logs:
             logs = {**logs, **self._sharpness_aware.metrics}
         super().log(logs, *args, **kwargs)
 
 
 class _Microbatch:
-    """A pass on a microbatch, with the inputs that the first one prepared.
+    """A pass on a microbatch: the first one, and repetitions that prepare no inputs and log nothing.
 
     Attributes:
         loss (Tensor | None): The loss in the first pass.
-        repeats (bool): Whether that has run.
     """
 
     def __init__(self, trainer: Any, step: Callable[[], Tensor]) -> None:
         self.loss: Tensor | None = None
-        self.repeats = False
         self._trainer, self._step = trainer, step
         self._prepared: dict[int, tuple[Any, Any]] = {}
 
     def __call__(self) -> Tensor:
-        """Run a pass."""
-        self._trainer._microbatch = self
+        """Run a pass, with methods of the Trainer shadowed, whatever class overrides them."""
+        trainer, prepare = self._trainer, self._trainer._prepare_inputs
+        shadows: dict[str, Any] = {"_prepare_inputs": lambda inputs: self._prepare(inputs, prepare)}
+        if self.loss is not None:
+            shadows["log"] = lambda *_, **__: None
+        own = {name: value for name, value in vars(trainer).items() if name in shadows}
+        vars(trainer).update(shadows)
         try:
             loss = self._step()
         finally:
-            self._trainer._microbatch = None
-        if not self.repeats:
-            self.loss, self.repeats = loss, True
+            for name in shadows:
+                del vars(trainer)[name]
+            vars(trainer).update(own)
+        self.loss = loss if self.loss is None else self.loss
         return loss
 
-    def prepared(self, inputs: Any, prepare: Callable[[Any], Any]) -> Any:
-        """The prepared inputs; a copy, as a loss may take entries out of them."""
+    def _prepare(self, inputs: Any, prepare: Callable[[Any], Any]) -> Any:
+        """Prepare inputs once, as that may mean to generate them; a copy, as a loss may take entries out of them."""
         if id(inputs) not in self._prepared:
             self._prepared[id(inputs)] = inputs, prepare(inputs)
         return copy.copy(self._prepared[id(inputs)][1])

@@ -106,9 +106,9 @@ class Attempt:
     def remember(self, stepped: set[int]) -> None:
         """The base optimizer has stepped: keep what the parts answered."""
         evaluation, memory = self.evaluation, self._memory
-        # What a gradient that is not finite has touched would stay so.
-        finite = evaluation.grad_norm is None or math.isfinite(float(evaluation.grad_norm))
-        commit(memory, self._remember if finite else {}, stepped, self._around.base.state)
+        # What a gradient that is not finite has touched would stay so, and without one nothing was stepped.
+        known = evaluation.grad_norm is not None and math.isfinite(float(evaluation.grad_norm))
+        commit(memory, self._remember if known else {}, stepped, self._around.base.state)
         memory["step"] += 1
         memory["sharp"] += int(evaluation.climbed)
         if self._around.stopwatch is not None:

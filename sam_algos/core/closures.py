@@ -93,7 +93,7 @@ class ClosurePasses(Passes):
             outcome = outcome._replace(loss=sum([*losses, outcome.loss]))
         if self.scaler is not None:
             unscale_(plan.params, self.scaler)
-        _refuse_no_gradient(outcome.loss, plan)
+        _refuse_no_gradient(outcome.loss, plan, self._model)
         return outcome
 
     def progress(self, index: int) -> float | None:
@@ -240,8 +240,11 @@ def _losses_of_samples(loss: Any, plan: Pass) -> Tensor | None:
     return None
 
 
-def _refuse_no_gradient(loss: Any, plan: Pass) -> None:
-    """Refuse a closure that left no gradient, unless it skipped a batch whose loss is not finite.
+def _refuse_no_gradient(loss: Any, plan: Pass, model: nn.Module) -> None:
+    """Refuse a closure that did not run backward.
+
+    It may skip a batch whose loss is not finite; and a loss may reach other parameters than the optimizer's, which is a
+    step of nothing.
 
     Raises:
         RuntimeError: If so.
@@ -249,10 +252,29 @@ def _refuse_no_gradient(loss: Any, plan: Pass) -> None:
     if not plan.gradient or any(p.grad is not None for p in plan.params):
         return
     skipped = isinstance(loss, (Tensor, float)) and not math.isfinite(loss)
-    if not skipped and any(p.requires_grad for p in plan.params):
+    if skipped or not any(p.requires_grad for p in plan.params):
+        return
+    if isinstance(loss, Tensor) and loss.grad_fn is not None:
+        forgotten = _reaches(loss.grad_fn, plan.params)
+    else:  # the loss does not say; what backward has left elsewhere does
+        forgotten = all(p.grad is None for p in model.parameters())
+    if forgotten:
         raise RuntimeError(
             "The closure left no gradient on any parameter of the optimizer: it has to call loss.backward()."
         )
+
+
+def _reaches(node: Any, params: list[Tensor]) -> bool:
+    """Whether a graph leads to any of the parameters."""
+    searched, wanted, waiting = set(), set(map(id, params)), [node]
+    while waiting:
+        node = waiting.pop()
+        if id(getattr(node, "variable", None)) in wanted:
+            return True
+        following = {after for after, _ in node.next_functions if after is not None} - searched
+        searched |= following
+        waiting += following
+    return False
 
 
 class _Strangers:

@@ -214,6 +214,8 @@ class Evaluation:
             tensors.own_(self.latest.values, self.latest.params)  # a part may hold it through this pass
         for p in self.params if self._ran else ():
             p.grad = None  # closures must not zero gradients that are kept, or that hold the displaced weights
+        if self._ran and self._around.private:
+            self.base.zero_grad()  # also those of samples, which the base optimizer would take for one batch's
         self.latest = None
         run = self._around.passes.again if self._ran else self._around.passes.first
         with fresh_shards(self.model()) if shards.is_sharded(self.params) else nullcontext():

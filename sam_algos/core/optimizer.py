@@ -17,6 +17,7 @@ from sam_algos.core.compilation import uncompiled
 from sam_algos.core.displacement import Displacement
 from sam_algos.core.evaluation import NoOutcome
 from sam_algos.core.gradients import stand_still
+from sam_algos.core.handover import Handover, is_private, refuse_private
 from sam_algos.core.memory import MethodMemory, fresh, restored
 from sam_algos.core.names import Names
 from sam_algos.core.options import is_number
@@ -84,8 +85,10 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             self._check_radius(group)
         for part in parts.all():
             part.check(base_optimizer)
+        refuse_private(base_optimizer, parts)
         self._parts = parts
         self._passes = passes
+        self._handover = Handover(parts)
         self._memory: dict[str, Any] = fresh(parts)
         self._pending = Pending()
         self._paused: float | None = None  # since when the program has been doing something else amid a step
@@ -168,10 +171,14 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             ValueError: If the method runs passes on some of the samples.
             RuntimeError: If gradients of before were not zeroed, or this closure zeroed those of the step.
         """
+        why = None
         if self._parts.samples.selects or self._parts.reader("reads_losses") is not None:
+            why = f"{self._parts.samples!r} runs passes on some of the samples"
+        elif is_private(self.base_optimizer):
+            why = f"{type(self.base_optimizer).__name__} keeps the gradients of samples of its own"
+        if why is not None:
             raise ValueError(
-                f"optimizer.accumulate(): {self._parts.samples!r} runs passes on some of the samples; the closure of "
-                "optimizer.step(closure) has to run all microbatches of the step."
+                f"optimizer.accumulate(): {why}. Let the closure of optimizer.step(closure) run all microbatches."
             )
         attempt = self._attempt(closure)
         self._passes.accumulating = True
@@ -211,6 +218,11 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             RuntimeError: If the closure leaves no gradient, or adds to gradients of before; those of a ``backward``
                 that no step followed are such, too.
         """
+        if not hasattr(self.base_optimizer, "_optimizer_step_post_hooks"):
+            raise TypeError(
+                f"optimizer.backward(): {type(self.base_optimizer).__name__} calls no hooks of its step, which would "
+                "not be seen. Use optimizer.step(closure)."
+            )
         attempt = self._attempt(closure)
         evaluation = attempt.evaluation
         self._passes.scaler = scaler
@@ -243,6 +255,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         """The step that begins, whatever became of the one before."""
         if self._pending.drop():
             self._passes.settle([])  # its gradients were never used: the closure has to zero them
+        self._handover.watch(self.base_optimizer)
         if self._paused is not None:
             self._passes.seconds += self._passes.clock() - self._paused  # data and what else is the program's
             self._paused = None

@@ -12,6 +12,7 @@ module            what it knows
 `surroundings`    what every evaluation of an optimizer needs
 `passes`          how a pass reaches the program around it; `closures`, those of hand-written loops; `scaling`, those
                   under a ``GradScaler``; `foreign`, programs in which none can be right
+`handover`        whether the base optimizer uses the gradient that it is given
 `memory`          what is remembered between steps; `stopwatch`, how long they take
 `replay`          how a later pass repeats the first, with `streams` (random numbers) and `state` (of modules)
 `displacement`    moving the weights to ``w + ε`` and back, exactly
@@ -20,7 +21,7 @@ module            what it knows
 `selection`       some of a batch's samples; `samples`, the choice of them that is no paper's
 `names`           what a model calls its parameters, and which layers they belong to
 `recalibration`   BatchNorm's statistics gathered anew, after training
-`profiling`       ranges for torch.profiler
+`profiling`       ranges for torch.profiler; `compilation`, what torch.compile leaves alone
 `wrapper`         looking like the base optimizer to everything around
 `options`         validation; the only module that words an error about an argument
 ================  ====================================================================================================

@@ -40,7 +40,7 @@ class Attempt:
                 f"The closure has to be a function that computes the loss and its gradients, not a "
                 f"{type(closure).__name__}: see `wrap` of the method."
             )
-        if around.stopwatch is not None:
+        if around.stopwatch is not None and not around.passes.begun:
             around.stopwatch.start(memory["seconds"])
         around.radii.read(around.base)
         self.evaluation = Evaluation(around, closure, memory["step"], memory["sharp"])
@@ -110,9 +110,9 @@ class Attempt:
     def remember(self, stepped: set[int]) -> None:
         """The base optimizer has stepped: keep what the parts answered."""
         evaluation, memory = self.evaluation, self._memory
-        # What a gradient that is not finite has touched would stay so.
-        finite = evaluation.grad_norm is None or math.isfinite(float(evaluation.grad_norm))
-        commit(memory, self._remember if finite else {}, stepped, self._around.base.state)
+        # What a gradient that is not finite has touched would stay so, and without one nothing was stepped.
+        known = evaluation.grad_norm is not None and math.isfinite(float(evaluation.grad_norm))
+        commit(memory, self._remember if known else {}, stepped, self._around.base.state)
         memory["step"] += 1
         memory["sharp"] += int(evaluation.climbed)
         if not self._still:

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sam_algos.core.foreign import refuse_trainers
 from sam_algos.core.passes import Outcome, Pass, Passes
 from sam_algos.core.profiling import span
+from sam_algos.core.replay import Replay
 from sam_algos.core.scaling import unscale_
 from sam_algos.core.selection import EVERYTHING, First, Selection
 from sam_algos.core.shards import local
@@ -28,6 +29,9 @@ class ClosurePasses(Passes):
     The closure zeroes the gradients, runs forward and backward, and returns the loss. Or it returns a vector, the loss
     of each sample, and leaves zeroing, mean and backward to the step. Where passes run on some of the samples it takes
     an argument, a `Selection`, which called with a batch gives those samples.
+
+    A step may take several closures, one for each microbatch (``accumulating``). Each runs the first pass on its own
+    samples when it comes; the later passes run them all, each from the random state that it had.
 
     Args:
         model (torch.nn.Module): The model that the closure runs.
@@ -44,29 +48,59 @@ class ClosurePasses(Passes):
         self._scheduled = scheduled
         self._model = model
         self._total_steps = total_steps
-        self._left: tuple[Tensor | None, list[tuple[int, int]]] | None = None
+        self._left: _Left | None = None
         self._strangers: _Strangers | None = None
+        self._earlier: list[_Microbatch] = []
+        self._replays = [self._replay]
+
+    @property
+    def begun(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether earlier microbatches of the step have run."""
+        return bool(self._earlier)
 
     def first(self, closure: Callable[..., Any], plan: Pass) -> Outcome:
         """Run the closure; under ``no_sync()`` where the model has it and no synchronisation is wanted."""
         refuse_trainers(closure)
-        self._strangers = _Strangers(plan.params) if self._holds_strangers(plan.params) else None
+        begun = self._goes_on(plan.params)
+        self._strangers = _Strangers(plan.params) if not begun and self._holds_strangers(plan.params) else None
+        if len(self._replays) == len(self._earlier):
+            self._replays.append(Replay())
+        replay = self._replays[len(self._earlier)]
         if plan.repeatable:
             with span("sam/replay"):
-                self._replay.record(self._model, plan.params, narrowed=isinstance(plan.selection, First))
-        outcome = self._call(closure, plan)
+                narrowed = isinstance(plan.selection, First)
+                replay.record(self._model, plan.params, narrowed=narrowed, objects=self._objects())
+        outcome = self._call(closure, plan._replace(synchronize=False) if self.accumulating else plan)
         if self._strangers is not None:
             self._strangers.refuse_if_kept()
             self._strangers = None
-        _refuse_no_gradient(outcome.loss, plan)
-        return outcome
+        if begun:
+            self._refuse_if_zeroed(plan.params, outcome)
+        if self.accumulating:
+            loss = outcome.loss.detach() if isinstance(outcome.loss, Tensor) else outcome.loss
+            self._earlier.append(_Microbatch(closure if plan.repeatable else None, replay, loss))
+            self._left = _Left(plan.params)
+            return outcome._replace(complete=False)
+        return self._whole(outcome, [microbatch.loss for microbatch in self._earlier], plan)
 
     def again(self, closure: Callable[..., Any], plan: Pass) -> Outcome:
-        """Run the closure again."""
-        with span("sam/replay"), self._replay.again():
-            outcome = self._call(closure, plan)
-            _refuse_no_gradient(outcome.loss, plan)
-            return outcome
+        """Run the closures of all microbatches again."""
+        losses = []
+        for earlier in self._earlier:
+            assert earlier.closure is not None
+            with span("sam/replay"), earlier.replay.again():
+                losses.append(self._call(earlier.closure, plan._replace(synchronize=False)).loss)
+        with span("sam/replay"), self._replays[len(self._earlier)].again():
+            return self._whole(self._call(closure, plan), losses, plan)
+
+    def _whole(self, outcome: Outcome, losses: list[Any], plan: Pass) -> Outcome:
+        """The outcome of a pass whose last microbatch had ``outcome``, and the others these losses."""
+        if losses:
+            outcome = outcome._replace(loss=sum([*losses, outcome.loss]))
+        if self.scaler is not None:
+            unscale_(plan.params, self.scaler)
+        _refuse_no_gradient(outcome.loss, plan, self._model)
+        return outcome
 
     def progress(self, index: int) -> float | None:
         """``index / total_steps``, at most 1."""
@@ -85,10 +119,47 @@ class ClosurePasses(Passes):
 
     def settle(self, params: list[Tensor]) -> None:
         """Remember the gradients that this step leaves, so that the next can tell them from a stranger's."""
-        super().settle(params)
-        there = [p.grad for p in params if p.grad is not None and p.grad.layout is torch.strided]
-        smallest = min(there, key=Tensor.numel, default=None)  # held, so that no other can take its place in memory
-        self._left = (smallest, [(g.data_ptr(), g._version) for g in map(local, there)])
+        self._forget_microbatches()
+        self._left = _Left(params)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without what belongs to the program, or to a step that has begun."""
+        return {**vars(self), "_earlier": [], "_left": None, "_objects": tuple}
+
+    def _forget_microbatches(self) -> None:
+        self._earlier = []
+        for replay in self._replays:
+            replay.forget()
+
+    def _goes_on(self, params: list[Tensor]) -> bool:
+        """Whether this is a further microbatch of a step; it begins a new one where the gradients were zeroed.
+
+        Raises:
+            RuntimeError: If the gradients of the microbatches before were changed.
+        """
+        if not self._earlier or (self._left is not None and self._left.lies_on(params)):
+            return self.begun
+        self._forget_microbatches()
+        if any(_is_nonzero(p.grad) for p in params if p.grad is not None):
+            raise RuntimeError(
+                "The gradients of the step's earlier microbatches were changed before its last one: clip, scale or "
+                "average them between optimizer.backward(closure) and optimizer.step()."
+            )
+        return False
+
+    def _refuse_if_zeroed(self, params: list[Tensor], outcome: Outcome) -> None:
+        """Refuse a closure that zeroed the gradients of the microbatches before it.
+
+        Raises:
+            RuntimeError: If it did.
+        """
+        reduced = outcome.synchronized and hasattr(self._model, "no_sync")  # may lie in a bucket since
+        if self._left is not None and not reduced and not self._left.is_kept(params):
+            self._forget_microbatches()
+            raise RuntimeError(
+                "The closure zeroed the gradients of the step's earlier microbatches. Zero them once for each step, "
+                "before its first optimizer.accumulate(closure), and not in the closures."
+            )
 
     def _call(self, closure: Callable[..., Any], plan: Pass) -> Outcome:
         synchronized = self._synchronizes(plan)
@@ -97,6 +168,11 @@ class ClosurePasses(Passes):
         with self.working("sam/pass"), unsynchronized(), torch.set_grad_enabled(plan.gradient):
             loss = _on_samples(closure, noted) if self._selects else closure()
             losses = _losses_of_samples(loss, plan)
+            if losses is not None and (self.accumulating or self._earlier):
+                raise TypeError(
+                    "The closure returned a vector: that of a microbatch has to run loss.backward() itself, with its "
+                    "share of the step's loss, and return that."
+                )
             if losses is not None:
                 loss = losses.mean()
                 if self._strangers is not None and self._strangers.are_untouched():
@@ -104,22 +180,49 @@ class ClosurePasses(Passes):
                         p.grad = None  # which such a closure leaves to the step
                 if plan.gradient and loss.requires_grad and not any(p.grad is not None for p in plan.params):
                     (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-            if self.scaler is not None:
-                unscale_(plan.params, self.scaler)
         return Outcome(loss, None if losses is None else losses.detach(), noted.chosen(), synchronized)
 
     def _holds_strangers(self, params: list[Tensor]) -> bool:
         """Remove the gradients of the step before; whether there are any others that are not zero, which stay."""
-        there = [p.grad for p in params if p.grad is not None]
-        smallest, left = self._left or (None, [])
-        self._left = None
-        dense = [local(g) for g in there if g.layout is torch.strided]
-        ours = any(g is smallest for g in there) and left == [(g.data_ptr(), g._version) for g in dense]
-        if not ours and any(map(_is_nonzero, there)):
+        left, self._left = self._left, None
+        ours = left is not None and left.lies_on(params)
+        if not ours and any(_is_nonzero(p.grad) for p in params if p.grad is not None):
             return True
         for p in params:
             p.grad = None
         return False
+
+
+class _Microbatch(NamedTuple):
+    """One that has run; its closure is kept if passes may follow."""
+
+    closure: Callable[..., Any] | None
+    replay: Replay
+    loss: Any
+
+
+class _Left:
+    """The gradients that a step, or a microbatch, left on the parameters."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        there = _dense(params)
+        self._smallest = min(there, key=Tensor.numel, default=None)  # held, so that no other can take its place
+        self._seen = [(g.data_ptr(), g._version) for g in map(local, there)]
+
+    def is_kept(self, params: list[Tensor]) -> bool:
+        """Whether they have only been added to."""
+        return self._smallest is None or any(p.grad is self._smallest for p in params)
+
+    def lies_on(self, params: list[Tensor]) -> bool:
+        """Whether they are there, unchanged."""
+        dense = _dense(params)
+        if len(dense) < sum(p.grad is not None for p in params) or not self.is_kept(params):
+            return False
+        return self._seen == [(g.data_ptr(), g._version) for g in map(local, dense)]
+
+
+def _dense(params: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in params if p.grad is not None and p.grad.layout is torch.strided]
 
 
 def _is_nonzero(gradient: Tensor) -> bool:
@@ -150,8 +253,11 @@ def _losses_of_samples(loss: Any, plan: Pass) -> Tensor | None:
     return None
 
 
-def _refuse_no_gradient(loss: Any, plan: Pass) -> None:
-    """Refuse a closure that left no gradient, unless it skipped a batch whose loss is not finite.
+def _refuse_no_gradient(loss: Any, plan: Pass, model: nn.Module) -> None:
+    """Refuse a closure that did not run backward.
+
+    It may skip a batch whose loss is not finite; and a loss may reach other parameters than the optimizer's, which is a
+    step of nothing.
 
     Raises:
         RuntimeError: If so.
@@ -159,10 +265,29 @@ def _refuse_no_gradient(loss: Any, plan: Pass) -> None:
     if not plan.gradient or any(p.grad is not None for p in plan.params):
         return
     skipped = isinstance(loss, (Tensor, float)) and not math.isfinite(loss)
-    if not skipped and any(p.requires_grad for p in plan.params):
+    if skipped or not any(p.requires_grad for p in plan.params):
+        return
+    if isinstance(loss, Tensor) and loss.grad_fn is not None:
+        forgotten = _reaches(loss.grad_fn, plan.params)
+    else:  # the loss does not say; what backward has left elsewhere does
+        forgotten = all(p.grad is None for p in model.parameters())
+    if forgotten:
         raise RuntimeError(
             "The closure left no gradient on any parameter of the optimizer: it has to call loss.backward()."
         )
+
+
+def _reaches(node: Any, params: list[Tensor]) -> bool:
+    """Whether a graph leads to any of the parameters."""
+    searched, wanted, waiting = set(), set(map(id, params)), [node]
+    while waiting:
+        node = waiting.pop()
+        if id(getattr(node, "variable", None)) in wanted:
+            return True
+        following = {after for after, _ in node.next_functions if after is not None} - searched
+        searched |= following
+        waiting += following
+    return False
 
 
 class _Strangers:

@@ -27,11 +27,11 @@ from sam_algos.core.stopwatch import Seconds
 from sam_algos.core.surroundings import Surroundings
 from sam_algos.core.vector import Vector
 
-__all__ = ["Evaluation", "Overflow", "Point"]
+__all__ = ["Evaluation", "NoOutcome", "Point"]
 
 
-class Overflow(Exception):
-    """A pass overflowed in half precision, and the program around skips the step."""
+class NoOutcome(Exception):
+    """A pass overflowed in half precision, and the program around skips the step; or microbatches are still to come."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +217,8 @@ class Evaluation:
             tensors.own_(self.latest.values, self.latest.params)  # a part may hold it through this pass
         for p in self.params if self._ran else ():
             p.grad = None  # closures must not zero gradients that are kept, or that hold the displaced weights
+        if self._ran and self._around.private:
+            self.base.zero_grad()  # also those of samples, which the base optimizer would take for one batch's
         self.latest = None
         run = self._around.passes.again if self._ran else self._around.passes.first
         with fresh_shards(self.model()) if shards.is_sharded(self.params) else nullcontext():
@@ -226,9 +228,11 @@ class Evaluation:
         self._shares[with_gradient].append(share)
         self.climbed |= with_gradient and point is not None
         if outcome is None:
-            raise Overflow
+            raise NoOutcome
         if self._ran == 1:
             self.loss = outcome.loss
+        if not outcome.complete:
+            raise NoOutcome
         if with_gradient:
             self.latest = self._collect()
         result = _Result(self.latest, outcome.losses, outcome.synchronized, with_gradient, share)

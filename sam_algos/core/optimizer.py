@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -13,9 +14,11 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from sam_algos.core.attempt import Attempt
+from sam_algos.core.compilation import uncompiled
 from sam_algos.core.displacement import Displacement
-from sam_algos.core.evaluation import Overflow
+from sam_algos.core.evaluation import NoOutcome
 from sam_algos.core.gradients import stand_still
+from sam_algos.core.handover import Handover, is_private, refuse_private
 from sam_algos.core.memory import MethodMemory, fresh, restored
 from sam_algos.core.names import Names
 from sam_algos.core.parts import Parts
@@ -81,11 +84,14 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         super().__init__(base_optimizer)
         for part in parts.all():
             part.check(base_optimizer)
+        refuse_private(base_optimizer, parts)
         self._parts = parts
         self._passes = passes
+        self._handover = Handover(parts)
         self._memory: dict[str, Any] = fresh(parts)
         self._pending = Pending()
         self._seeks_scaler = parts.reader("reads_scale") is not None
+        self._paused: float | None = None  # since when the program has been doing something else amid a step
         self._surroundings = Surroundings(
             passes=passes,
             parts=parts,
@@ -97,6 +103,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         )
         self.metrics: dict[str, float] = {}
 
+    @uncompiled
     @torch.no_grad()
     def step(self, closure: Callable[..., Any] | None = _REQUIRED) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take one step.
@@ -126,7 +133,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
                     self.base_optimizer.step()
                 attempt.remember(stepped)
             loss = attempt.evaluation.loss
-        except Overflow:
+        except NoOutcome:
             self._finish()
             loss = None
         finally:
@@ -134,6 +141,59 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         self.metrics = attempt.report()
         return loss
 
+    @uncompiled
+    @torch.no_grad()
+    def accumulate(self, closure: Callable[..., Any]) -> Any:
+        """Run one of a step's first microbatches, in a loop that gets them one at a time.
+
+        ``accumulate`` takes each microbatch but the last, for which ``step(closure)`` or ``backward(closure)`` ends the
+        step. The first pass of the step runs on each microbatch as it comes, like plain gradient accumulation. The
+        later passes run all closures again, so the step is that of one closure which loops over the microbatches.
+        Closures, with the batches that they hold, are kept until the step ends, where passes may follow::
+
+            for i, (x, y) in enumerate(data):
+                closure = partial(microbatch, x, y)  # runs backward on loss / 4
+                if (i + 1) % 4:
+                    optimizer.accumulate(closure)
+                else:
+                    optimizer.step(closure)
+                    optimizer.zero_grad()
+
+        Args:
+            closure (callable): Runs forward and backward, and returns the loss, both times as its share of the step's
+                loss. It does not zero gradients, except for the first of the step.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            TypeError: If the closure returns nothing, or a vector.
+            ValueError: If the method runs passes on some of the samples.
+            RuntimeError: If gradients of before were not zeroed, or this closure zeroed those of the step.
+        """
+        why = None
+        if self._parts.samples.selects or self._parts.reader("reads_losses") is not None:
+            why = f"{self._parts.samples!r} runs passes on some of the samples"
+        elif is_private(self.base_optimizer):
+            why = f"{type(self.base_optimizer).__name__} keeps the gradients of samples of its own"
+        if why is not None:
+            raise ValueError(
+                f"optimizer.accumulate(): {why}. Let the closure of optimizer.step(closure) run all microbatches."
+            )
+        attempt = self._attempt(closure)
+        self._passes.accumulating = True
+        try:
+            attempt.ask()  # up to its first pass: parts change nothing before they are told to remember
+        except NoOutcome:
+            self._paused = self._passes.clock()
+        except BaseException:
+            self._passes.settle([])
+            raise
+        finally:
+            self._passes.accumulating = False
+        return attempt.evaluation.loss
+
+    @uncompiled
     @torch.no_grad()
     def backward(self, closure: Callable[..., Any], *, scaler: GradScaler | None = None) -> Any:
         """Run the passes of a step and leave its gradient on the parameters, for loops that take the step themselves.
@@ -158,6 +218,11 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             RuntimeError: If the closure leaves no gradient, or adds to gradients of before; those of a ``backward``
                 that no step followed are such, too.
         """
+        if not hasattr(self.base_optimizer, "_optimizer_step_post_hooks"):
+            raise TypeError(
+                f"optimizer.backward(): {type(self.base_optimizer).__name__} calls no hooks of its step, which would "
+                "not be seen. Use optimizer.step(closure)."
+            )
         attempt = self._attempt(closure)
         evaluation = attempt.evaluation
         self._passes.scaler = scaler
@@ -203,6 +268,10 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         """The step that begins, whatever became of the one before."""
         if self._pending.drop():
             self._passes.settle([])  # its gradients were never used: the closure has to zero them
+        self._handover.watch(self.base_optimizer)
+        if self._paused is not None:
+            self._passes.seconds += self._passes.clock() - self._paused  # data and what else is the program's
+            self._paused = None
         return Attempt(self._surroundings, closure, self._memory)
 
     def _finish(self) -> None:
@@ -225,6 +294,32 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         for name in self._parts.buffers():
             for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
                 self.state[p].setdefault(name, torch.zeros_like(p))
+
+    def count_once(self, objects: Callable[[], Iterable[object]]) -> None:
+        """Name objects of the program that closures change, such as counters and logs.
+
+        Of the model's modules a step counts one pass, as training without a method does. Other objects count every
+        pass, unless they are named here: their attributes (numbers, lists, dictionaries, sets, generators, small
+        tensors) are then treated like those of modules.
+
+        Args:
+            objects (callable): Gives the objects; called in every step.
+
+        Example:
+            >>> import torch
+            >>> from types import SimpleNamespace
+            >>> from sam_algos import SAM
+            >>> model, seen = torch.nn.Linear(2, 1), SimpleNamespace(samples=0)
+            >>> optimizer = SAM().wrap(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+            >>> optimizer.count_once(lambda: [seen])
+            >>> def closure():
+            ...     seen.samples += 4
+            ...     return model(torch.ones(4, 2)).square().mean(1)
+            >>> loss = optimizer.step(closure)  # two passes
+            >>> seen.samples
+            4
+        """
+        self._passes.count_once(objects)
 
     def method_state_dict(self) -> dict[str, Any]:
         """What the method remembers between steps, in Python numbers; ``state_dict`` holds all the rest.

@@ -46,12 +46,14 @@ class Outcome(NamedTuple):
         losses: The loss of each sample if asked for, detached.
         share: How much of the batch it ran on.
         synchronized: Whether the gradient is that of all processes.
+        complete: Whether the pass has seen the whole batch, and not only its first microbatches.
     """
 
     loss: Any
     losses: Tensor | None
     share: float
     synchronized: bool
+    complete: bool = True
 
 
 class Passes(ABC):
@@ -64,14 +66,24 @@ class Passes(ABC):
         clock (callable): Gives the time in seconds.
         seconds (float): How long the program has been `working`.
         scaler (GradScaler | None): What the closure scales its loss by.
+        accumulating (bool): Whether further microbatches of the step will follow the one that runs.
+        begun (bool): Whether earlier microbatches of the step have run.
     """
+
+    accumulating = False
+    begun = False
 
     def __init__(self, selects: bool) -> None:
         self.clock: Callable[[], float] = time.perf_counter
         self.seconds = 0.0
         self.scaler: GradScaler | None = None
         self._selects = selects
+        self._objects: Callable[[], Iterable[object]] = tuple
         self._replay = Replay()
+
+    def count_once(self, objects: Callable[[], Iterable[object]]) -> None:
+        """Put back the attributes of the program's ``objects`` after each repetition of a pass."""
+        self._objects = objects
 
     @abstractmethod
     def first(self, closure: Callable[..., Any], plan: Pass) -> Outcome | None:

@@ -8,7 +8,7 @@ pass leaves it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -29,11 +29,12 @@ class Replay:
     Put back are the global random streams of Python, NumPy and PyTorch; buffers (BatchNorm is told not to track,
     which costs nothing); what modules that are not PyTorch's own keep in their attributes: numbers, tensors, lists,
     dictionaries, sets, generators; parameters outside the optimizer that the model changes itself, as momentum
-    encoders do, from the second step on; and any tensor of the batch that was transformed in place. What is kept
-    elsewhere (a global variable, an object of another kind) counts every pass.
+    encoders do, from the second step on; any tensor of the batch that was transformed in place; and the attributes of
+    objects that the program names. What is kept elsewhere (a global variable, another object) counts every pass.
     """
 
     def __init__(self) -> None:
+        self._program: list[dict[str, Any]] = []
         self._model: Any = None
         self._keepers = Keepers()
         self._params: list[int] = []
@@ -45,10 +46,18 @@ class Replay:
         self._before: Any = None
 
     def __reduce__(self) -> Any:
-        """Copy and pickle as a new one: what was found are parts of the original's model."""
+        """Copy and pickle as a new one: what was found are parts of the original's model and program."""
         return Replay, ()
 
-    def record(self, model: nn.Module, params: Sequence[Tensor], batch: Any = None, *, narrowed: bool = False) -> None:
+    def record(
+        self,
+        model: nn.Module,
+        params: Sequence[Tensor],
+        batch: Any = None,
+        *,
+        narrowed: bool = False,
+        objects: Iterable[object] = (),
+    ) -> None:
         """Record the state that the first pass is about to start from.
 
         Args:
@@ -57,13 +66,15 @@ class Replay:
             batch: The batch, where the pass may transform it in place.
             narrowed: Whether the pass sees fewer samples than a later one will. What one pass draws and counts is
                 then taken from the later, which sees what a step without a method would.
+            objects: The program's objects whose attributes are put back.
         """
         self._model, self._narrowed = model, narrowed
         self._devices = {p.device for p in params}
         self._trained = {shards.local(p.data).untyped_storage().data_ptr() for p in params}
         self._look_at_others(params)
         self._batch = [(tensor, tensor._version, tensor.clone()) for tensor in tensors_in(batch)]
-        self._before = ModuleState(self._keepers, self._changing, self._trained)
+        self._program = [vars(kept) for kept in objects if hasattr(kept, "__dict__")]
+        self._before = ModuleState(self._keepers, self._changing, self._trained, self._program)
         self._streams = RandomStreams.record(self._devices)
 
     def _look_at_others(self, params: Sequence[Tensor]) -> None:
@@ -96,7 +107,8 @@ class Replay:
         """Run the body as a repetition of the first pass that leaves no trace of its own."""
         self._end_check()
         self._keepers.look(self._model)  # the first pass may have registered buffers
-        after, streams = ModuleState(self._keepers, self._changing, self._trained), RandomStreams.record(self._devices)
+        after = ModuleState(self._keepers, self._changing, self._trained, self._program, shortens=True)
+        streams = RandomStreams.record(self._devices)
         tracking = [norm for norm in self._keepers.norms if norm.track_running_stats]
         gradients = [(p, p.grad) for p in self._others]  # of another optimizer, say
         attributes = True
@@ -123,7 +135,7 @@ class Replay:
 
     def forget(self) -> None:
         """Let go of what was recorded: the step is over."""
-        self._batch, self._before, self._norms = [], None, None
+        self._batch, self._before, self._norms, self._program = [], None, None, []
 
 
 def _norms(params: Sequence[Tensor]) -> Tensor:

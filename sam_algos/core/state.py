@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ _ATOMS = frozenset({int, float, bool, str, bytes, type(None), type, FunctionType
 _GENERATORS = (torch.Generator, random.Random)
 LARGE = 2**20  # elements of a tensor in an attribute
 MANY = 1000  # entries of a container whose entries are looked into
+SMALL = 1000  # elements of a tensor in an attribute of an object that is no module
 _PutBack = Callable[[], Any]
 
 _LIBRARY = ("torch", "builtins", "abc", "typing")
@@ -104,25 +105,40 @@ class ModuleState:
     attributes, entries of containers with more than ``MANY``, and what shares memory with a trained parameter, which
     is where it is because that is.
 
+    Of the program's objects, which may hold data sets and averaged weights, tensors of more than ``SMALL`` elements are
+    left alone too. Lists of more than ``MANY`` entries lose what was appended since, if ``shortens``.
+
     Args:
         keepers: Where to look.
         parameters: Parameters that change in forward passes.
         trained: Where the trained parameters lie in memory.
+        program: The attributes of objects of the program.
+        shortens: Whether long lists among these are shortened to what they are now.
     """
 
-    def __init__(self, keepers: Keepers, parameters: list[Tensor], trained: set[int]) -> None:
-        self._trained = trained
+    def __init__(
+        self,
+        keepers: Keepers,
+        parameters: list[Tensor],
+        trained: set[int],
+        program: Sequence[dict[str, Any]] = (),
+        *,
+        shortens: bool = False,
+    ) -> None:
+        self._trained, self._shortens = trained, shortens
         self._seen: set[int] = set()
         self._buffers = [
             (owner, but, {name: b for name, b in owner.items() if name not in but}) for owner, but in keepers.buffers
         ]
         self._values = [v for _, _, kept in self._buffers for b in kept.values() for v in self._tensor(b)]
-        self._attributes = [
+        modules = [
             (owner, {name: value for name, value in owner.items() if name not in _INTERNAL})
             for owner in keepers.attributes
         ]
-        held = [value for _, kept in self._attributes for value in kept.values() if type(value) not in _ATOMS]
-        self._contents = [put_back for value in held for put_back in self._content(value)]
+        objects = [(owner, dict(owner)) for owner in program]
+        self._attributes = modules + objects
+        self._contents = [put_back for value in _held(modules) for put_back in self._content(value)]
+        self._contents += [put_back for value in _held(objects) for put_back in self._content(value, program=True)]
         self._parameters = [(p, p.data, p.data.clone()) for p in parameters]
 
     def restore(self, *, attributes: bool = True, keep_new_buffers: bool = False) -> None:
@@ -166,20 +182,23 @@ class ModuleState:
             copied = value.clone()
             yield lambda: _write(value, copied)
 
-    def _content(self, value: Any) -> Iterator[_PutBack]:
+    def _content(self, value: Any, *, program: bool = False) -> Iterator[_PutBack]:
         """How to put back what ``value`` holds; nothing if it cannot change, or cannot be copied."""
         kind = type(value)
         if isinstance(value, Tensor):
-            yield from self._tensor(value, LARGE)
+            yield from self._tensor(value, SMALL if program else LARGE)
         elif kind in _CONTAINERS:
             if id(value) in self._seen:
                 return
             self._seen.add(id(value))
+            if program and kind is list and len(value) > MANY:
+                yield from _appended(value) if self._shortens else ()
+                return
             yield from _container(value)
             inner = value.values() if isinstance(value, dict) else value
             if len(value) <= MANY:
                 held = [item for item in inner if type(item) not in _ATOMS]
-                yield from (put_back for item in held for put_back in self._content(item))
+                yield from (put_back for item in held for put_back in self._content(item, program=program))
         elif isinstance(value, _GENERATORS) or kind.__module__.startswith("numpy.random"):
             yield from _generator(value)
 
@@ -189,6 +208,20 @@ def _write(value: Tensor, copied: Tensor) -> None:
     # comparison would wait for the device.
     if not value.is_cpu or not torch.equal(local(value), local(copied)):
         value.copy_(copied)
+
+
+def _held(attributes: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[Any]:
+    return [value for _, kept in attributes for value in kept.values() if type(value) not in _ATOMS]
+
+
+def _appended(value: list[Any]) -> Iterator[_PutBack]:
+    """How to remove what will have been appended to a long list."""
+    size = len(value)
+
+    def put_back() -> None:
+        del value[size:]
+
+    yield put_back
 
 
 def _container(value: Any) -> Iterator[_PutBack]:

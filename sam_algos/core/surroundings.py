@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from sam_algos.core.activity import Activity
 from sam_algos.core.displacement import Displacement
+from sam_algos.core.handover import is_private
 from sam_algos.core.names import Names
 from sam_algos.core.parts import Ascent, Parts
 from sam_algos.core.passes import Passes
@@ -52,6 +53,7 @@ class Surroundings:
         self.stopwatch = Stopwatch(self.passes) if self.parts.reader("reads_seconds") is not None else None
         needs = self.parts.reader("reads_gradient") or self.parts.reader("reads_losses")
         self.one_pass = needs is None and not self.parts.perturbation.own_pass
+        self.private = is_private(self.base)
 
     def scales(self, ascent: Ascent, radius: float) -> list[Tensor]:
         """``ρ · scale`` for each parameter of an ascent, with its group's own radius where it has one."""

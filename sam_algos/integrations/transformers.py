@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,13 @@ _FILE = "sharpness_aware.pt"
 class SharpnessAwareMixin(Trainer if TYPE_CHECKING else object):
     """Trains by a sharpness-aware method; to be put before a ``Trainer``, as ``SharpnessAwareTrainer`` does.
 
-    All micro-batches of a step wait for the last, and every pass runs over them all, through the Trainer's own
-    ``training_step``. Clipping, the ``GradScaler``, schedulers and checkpoints are the Trainer's, and act on
-    the method's gradient. What the method remembers is a file of its own in the checkpoint's folder,
-    ``sharpness_aware.pt``; a checkpoint without it loads, too, and the method then begins. The method's figures are
-    logged with the loss. `docs/frameworks.md` has an example.
+    The first pass of a step is the Trainer's own, microbatch after microbatch, and what it logs and counts stays. Later
+    passes repeat it on all microbatches of the step, which are kept until it ends, through the Trainer's own
+    ``training_step`` on the inputs that were prepared before. They log nothing, and leave no trace in attributes of the
+    Trainer. Clipping, the ``GradScaler``, schedulers and checkpoints are the Trainer's, and act on the method's
+    gradient. What the method remembers is a file of its own in the checkpoint's folder, ``sharpness_aware.pt``; a
+    checkpoint without it loads, too, and the method then begins. The method's figures are logged with the loss.
+    `docs/frameworks.md` has an example.
 
     Args:
         *args (Any): As for the Trainer.
@@ -35,10 +38,20 @@ class SharpnessAwareMixin(Trainer if TYPE_CHECKING else object):
         **kwargs (Any): As for the Trainer.
 
     Raises:
+        TypeError: If a class has the mixin after ``Trainer``.
         ValueError: If ``method`` is none or needs passes on some of the samples; when training begins, if the base
             optimizer cannot be wrapped, the model is sharded (FSDP), or what steps is not PyTorch (DeepSpeed, apex,
             LOMO).
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class whose Trainer would hide the mixin."""
+        super().__init_subclass__(**kwargs)
+        if Trainer in cls.__mro__[: cls.__mro__.index(SharpnessAwareMixin)]:
+            raise TypeError(
+                f"class {cls.__name__}: SharpnessAwareMixin must come before the Trainer, which would hide it: "
+                f"class {cls.__name__}(SharpnessAwareMixin, Trainer)."
+            )
 
     def __init__(self, *args: Any, method: Method, **kwargs: Any) -> None:
         if not isinstance(method, Method):
@@ -49,26 +62,27 @@ class SharpnessAwareMixin(Trainer if TYPE_CHECKING else object):
                 f"{type(self).__name__}(method={method!r}): method must run every pass on the whole batch, as the "
                 "Trainer's loss is that of the batch."
             )
-        super().__init__(*args, **kwargs)
         self.method = method
         self._sharpness_aware: SharpnessAwareOptimizer | None = None
-        self._total_steps: int | None = None
-        self._waiting: list[Any] = []
+        self._loaded: dict[str, Any] | None = None
+        self._trains = False
+        super().__init__(*args, **kwargs)
 
-    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
-        """Create the base optimizer and its scheduler, and note how many steps there will be."""
-        self._total_steps = num_training_steps
-        super().create_optimizer_and_scheduler(num_training_steps)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and warn if the method never acted."""
-        output = super().train(*args, **kwargs)
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, with a method that begins unless a checkpoint says otherwise; warn if it never acted."""
+        self._sharpness_aware, self._loaded, self._trains = None, None, True
+        try:
+            output = super()._inner_training_loop(*args, **kwargs)
+        finally:
+            self._trains = False
         if self._sharpness_aware is not None:
             self._sharpness_aware.warn_if_idle()
         return output
 
-    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
-        """Wrap the optimizer first, so that the checkpoint's method finds it; the model has its final form by now."""
+    def _wrap(self) -> SharpnessAwareOptimizer:
+        """Put the method around the optimizer; by the first step, the model has its final form."""
+        if not self._trains:
+            raise RuntimeError(f"{type(self).__name__}: training_step was called outside of train().")
         if self.is_deepspeed_enabled or getattr(self, "use_apex", False) or "lomo" in str(self.args.optim).lower():
             raise ValueError(f"{type(self).__name__}: DeepSpeed, apex and LOMO take steps that PyTorch does not see.")
         if self.is_fsdp_enabled:
@@ -76,11 +90,19 @@ class SharpnessAwareMixin(Trainer if TYPE_CHECKING else object):
         base: Any = self.optimizer
         base = getattr(base, "optimizer", base)  # accelerate's is around it
         model: Any = self.model_wrapped
-        self._waiting = []
-        self._sharpness_aware = self.method.wrap(base, model=model, total_steps=self._total_steps)
+        optimizer = self.method.wrap(base, model=model, total_steps=self.state.max_steps)
+        optimizer.count_once(lambda: (self, self.state, self.control))
+        if self._loaded is not None:
+            optimizer.load_method_state_dict(self._loaded)
+            self._loaded = None
+        self._sharpness_aware = optimizer
+        return optimizer
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        """Load what the method remembered with them."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and (file := Path(checkpoint, _FILE)).is_file():
-            self._sharpness_aware.load_method_state_dict(torch.load(file, weights_only=True))
+            self._loaded = torch.load(file, weights_only=True)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save what the method remembers beside them."""
@@ -89,34 +111,58 @@ class SharpnessAwareMixin(Trainer if TYPE_CHECKING else object):
             torch.save(self._sharpness_aware.method_state_dict(), Path(output_dir, _FILE))
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Keep the micro-batch; with the last one of the step, run the passes.
-
-        Returns:
-            The loss of all micro-batches with the last, and zero before.
-        """
-        if self._sharpness_aware is None:
-            raise RuntimeError(f"{type(self).__name__}: training_step was called outside of train().")
-        self._waiting.append(inputs)
-        if not self.accelerator.sync_gradients:
-            return torch.zeros((), device=self.args.device)
-        batches, self._waiting = self._waiting, []
+        """Run the microbatch's part of the first pass; with the last one of the step, run the other passes."""
+        optimizer = self._sharpness_aware or self._wrap()
         step = super().training_step
-
-        def closure() -> Tensor:
-            losses = []
-            for batch in batches:
-                last = batch is batches[-1]
-                with nullcontext() if last else self.accelerator.no_sync(model):
-                    losses.append(step(model, batch, num_items_in_batch).detach())
-            return torch.stack(losses).sum()
-
-        return self._sharpness_aware.backward(closure, scaler=self.accelerator.scaler)
+        microbatch = _Microbatch(self, lambda: step(model, inputs, num_items_in_batch).detach())
+        if self.accelerator.sync_gradients:
+            optimizer.backward(microbatch, scaler=self.accelerator.scaler)
+        else:
+            optimizer.accumulate(microbatch)
+        assert microbatch.loss is not None
+        return microbatch.loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the method's figures with the loss."""
         if self._sharpness_aware is not None and "loss" in logs:
             logs = {**logs, **self._sharpness_aware.metrics}
         super().log(logs, *args, **kwargs)
+
+
+class _Microbatch:
+    """A pass on a microbatch: the first one, and repetitions that prepare no inputs and log nothing.
+
+    Attributes:
+        loss (Tensor | None): The loss in the first pass.
+    """
+
+    def __init__(self, trainer: Any, step: Callable[[], Tensor]) -> None:
+        self.loss: Tensor | None = None
+        self._trainer, self._step = trainer, step
+        self._prepared: dict[int, tuple[Any, Any]] = {}
+
+    def __call__(self) -> Tensor:
+        """Run a pass, with methods of the Trainer shadowed, whatever class overrides them."""
+        trainer, prepare = self._trainer, self._trainer._prepare_inputs
+        shadows: dict[str, Any] = {"_prepare_inputs": lambda inputs: self._prepare(inputs, prepare)}
+        if self.loss is not None:
+            shadows["log"] = lambda *_, **__: None
+        own = {name: value for name, value in vars(trainer).items() if name in shadows}
+        vars(trainer).update(shadows)
+        try:
+            loss = self._step()
+        finally:
+            for name in shadows:
+                del vars(trainer)[name]
+            vars(trainer).update(own)
+        self.loss = loss if self.loss is None else self.loss
+        return loss
+
+    def _prepare(self, inputs: Any, prepare: Callable[[Any], Any]) -> Any:
+        """Prepare inputs once, as that may mean to generate them; a copy, as a loss may take entries out of them."""
+        if id(inputs) not in self._prepared:
+            self._prepared[id(inputs)] = inputs, prepare(inputs)
+        return copy.copy(self._prepared[id(inputs)][1])
 
 
 class SharpnessAwareTrainer(SharpnessAwareMixin, Trainer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 from typing import Any
 
@@ -195,19 +196,127 @@ def test_a_training_step_on_its_own_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["is_fsdp_enabled", "is_deepspeed_enabled"])
 def test_programs_that_shard_or_step_in_their_own_way_are_refused(tmp_path: Path, name: str) -> None:
+    class Begins(transformers.TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            setattr(found, name, True)
+
     found = trainer(tmp_path)
-    found.create_optimizer()
-    setattr(found, name, True)
+    found.add_callback(Begins())
     with pytest.raises(ValueError, match="FSDP" if "fsdp" in name else "DeepSpeed"):
-        found._load_optimizer_and_scheduler(None)
+        found.train()
 
 
 def test_optimizers_that_step_in_the_backward_pass_are_refused(tmp_path: Path) -> None:
+    class Begins(transformers.TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            found.args.optim = "lomo"
+
     found = trainer(tmp_path)
-    found.args.optim = "lomo"
-    found.create_optimizer = lambda: None
+    found.add_callback(Begins())
     with pytest.raises(ValueError, match="LOMO"):
-        found._load_optimizer_and_scheduler(None)
+        found.train()
+
+
+def test_the_mixin_after_the_trainer_is_refused() -> None:
+    from sam_algos.integrations.transformers import SharpnessAwareMixin
+
+    with pytest.raises(TypeError, match=r"class Wrong: .* must come before .* class Wrong\(SharpnessAwareMixin, Train"):
+
+        class Wrong(transformers.Trainer, SharpnessAwareMixin):
+            pass
+
+
+PREPARED: list[int] = []  # on no object, so that every call counts
+
+
+class Counts:
+    """Counts, keeps and logs in its loss, as the Trainers of other packages do, and generates what it trains on."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.tokens, self.generated, self.written = 0, 0, []
+        self.metrics: Any = {"train": collections.defaultdict(list)}
+        self.buffer: Any = None
+        super().__init__(*args, **kwargs)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        if self.generated % 3 == 0:
+            self.buffer = torch.rand(())
+        self.generated += 1
+        PREPARED.append(self.generated)
+        return {**super()._prepare_inputs(inputs), "shift": self.buffer}  # pyright: ignore[reportAttributeAccessIssue]
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        shift = inputs.pop("shift")
+        self.tokens += inputs["input_ids"].numel()
+        self.state.num_input_tokens_seen += 1  # pyright: ignore[reportAttributeAccessIssue]
+        loss = super().compute_loss(model, inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        self.metrics["train"]["shift"].append(float(shift))
+        self.metrics["train"]["many"] += [float(loss)] * 600
+        self.log({"inside": float(shift)})  # pyright: ignore[reportAttributeAccessIssue]
+        return loss
+
+    def log(self, logs: Any, *args: Any, **kwargs: Any) -> None:
+        self.written.append(sorted(logs))
+        super().log(logs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("order", ["mixin first", "mixin second"])
+def test_a_repetition_counts_logs_and_generates_nothing(tmp_path: Path, order: str) -> None:
+    from sam_algos.integrations.transformers import SharpnessAwareMixin, SharpnessAwareTrainer
+
+    class Plain(Counts, transformers.Trainer):
+        pass
+
+    class First(SharpnessAwareMixin, Plain):
+        pass
+
+    class Second(Counts, SharpnessAwareTrainer):
+        pass
+
+    data = [{"input_ids": ids, "labels": ids} for ids in tokens()]
+    found: Any = (First if order == "mixin first" else Second)(
+        language_model(), arguments(tmp_path), train_dataset=data, method=SAM(rho=0.5)
+    )
+    expected: Any = Plain(language_model(), arguments(tmp_path), train_dataset=data)
+    logged: list[list[str]] = []
+
+    class Logs(transformers.TrainerCallback):
+        def on_log(self, *_: Any, logs: Any, **__: Any) -> None:
+            logged[-1] += [name for name in logs if not name.startswith("sam/")]
+
+    PREPARED.clear()
+    for one in (found, expected):
+        logged.append([])
+        one.add_callback(Logs())
+        torch.manual_seed(7)
+        one.train()
+    assert logged[0] == logged[1]
+    assert len(PREPARED) == 2 * STEPS * MICROBATCHES
+    assert found._sharpness_aware.metrics["sam/gradients"] == 2.0
+    for name in ("tokens", "generated"):
+        assert getattr(found, name) == getattr(expected, name)
+    assert found.metrics["train"]["shift"] == expected.metrics["train"]["shift"]
+    assert len(found.metrics["train"]["many"]) == len(expected.metrics["train"]["many"])
+    assert found.metrics["train"]["many"][:600] == pytest.approx(expected.metrics["train"]["many"][:600])
+    assert found.state.num_input_tokens_seen == expected.state.num_input_tokens_seen
+    if order == "mixin first":
+        assert found.written and len(found.written) == len(expected.written)
+    inside = [[log["inside"] for log in one.state.log_history if "inside" in log] for one in (found, expected)]
+    assert inside[0] == inside[1]
+
+
+def test_a_loss_that_takes_entries_out_of_its_inputs_is_computed_again(tmp_path: Path) -> None:
+    """As label smoothing does."""
+    found = trainer(tmp_path, SAM(rho=0.5), label_smoothing_factor=0.1)
+    found.train()
+    assert found._sharpness_aware.metrics["sam/gradients"] == 2.0
+
+
+def test_training_twice_begins_twice(tmp_path: Path) -> None:
+    found = trainer(tmp_path)
+    found.train()
+    found.train()
+    assert found._sharpness_aware.method_state_dict()["step"] == STEPS
 
 
 def test_a_language_model_in_a_plain_loop() -> None:

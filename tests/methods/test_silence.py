@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import (
+    AESAM,
     SAM,
     LookSAM,
     Method,
+    MomentumSAM,
 )
 from tests.cases import (
     Closure,
@@ -24,9 +26,12 @@ from tests.cases import (
     refused,
     same,
     snapshot,
+    squared_errors,
     steps,
     wrap,
 )
+
+BATCH = make_batches(1)[0]
 
 
 @each_method
@@ -165,3 +170,54 @@ def test_numpy_numbers_train_as_pythons_and_are_saved_as_them() -> None:
         ends.append(snapshot(model, optimizer))
     assert same(*ends)
     assert repr(SAM(rho=np.float64(0.1))) == repr(SAM(rho=0.1))
+
+
+class TwoHeads(nn.Module):
+    """Of which a batch may reach one only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.heads, self.turn = nn.Linear(6, 4), nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)]), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.heads[self.turn](self.body(x))
+
+
+def returns_loss(loss: Tensor) -> Tensor:
+    return loss
+
+
+@pytest.mark.parametrize("returned", [returns_loss, Tensor.detach, float], ids=["loss", "detached", "number"])
+@pytest.mark.parametrize("method", [None, SAM(rho=0.5), LookSAM(k=2), AESAM(), MomentumSAM()], ids=str)
+def test_a_head_that_the_loss_does_not_reach_takes_no_step(method: Method | None, returned: Any) -> None:
+    """As in plain PyTorch, and no policy counts a gradient of zero."""
+    torch.manual_seed(0)
+    model = TwoHeads()
+    base = torch.optim.SGD(model.heads[0].parameters(), lr=0.1, momentum=0.9)
+    optimizer: Any = base if method is None else method.wrap(base, model=model, total_steps=9)
+    memories = []
+    for turn in (0, 0, 1, 0, 1):
+        model.turn = turn
+
+        def closure() -> Any:
+            model.zero_grad()
+            loss = squared_errors(model(BATCH[0]), BATCH[1]).mean()
+            loss.backward()
+            return returned(loss)
+
+        before = snapshot(model, optimizer)
+        with torch.enable_grad():
+            optimizer.step(closure)
+        after = snapshot(model, optimizer)
+        if turn == 1:
+            assert same(after["model"], before["model"]) and same(after["optimizer"], before["optimizer"])
+        if method is not None:
+            memories.append({**optimizer.method_state_dict(), "step": None, "sharp": None})
+    assert method is None or (memories[2] == memories[1] and memories[4] == memories[3])
+
+
+@pytest.mark.parametrize("returned", [returns_loss, Tensor.detach, float], ids=["loss", "detached", "number"])
+def test_a_forgotten_backward_is_refused_whatever_the_closure_returns(returned: Any) -> None:
+    model = TwoHeads()
+    optimizer = SAM().wrap(torch.optim.SGD(model.heads[0].parameters(), lr=0.1), model=model)
+    refused(optimizer, lambda: returned(model(BATCH[0]).mean()), RuntimeError, r"has to call loss\.backward\(\)")

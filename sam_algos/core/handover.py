@@ -32,7 +32,8 @@ class Handover:
         return Handover, (self._parts,)
 
     def watch(self, optimizer: Optimizer) -> None:
-        """Watch the next step, unless one was seen."""
+        """Watch the next step, unless one was seen; the one within which passes run changes the gradient rightly."""
+        self._given = None
         if self._seen:
             for handle in self._handles:
                 handle.remove()

@@ -30,8 +30,9 @@ def test_a_closure() -> None:
 
 
 def test_gradient_accumulation() -> None:
-    _, state = snippet("Gradient accumulation")
-    assert same(state, trained(grouped(loader(), 4)))
+    for number in range(2):
+        _, state = snippet("Gradient accumulation", number=number)
+        assert same(state, trained(grouped(loader(), 4)))
 
 
 def test_what_stands_between_backward_and_step_acts_on_the_methods_gradient(tmp_path: Path) -> None:

@@ -55,8 +55,9 @@ def accelerate(folder: Path) -> Any:
     return model
 
 
-def lightning(folder: Path) -> Any:
+def lightning(folder: Path, k: int = 1) -> Any:
     options = {
+        "accumulate_grad_batches": k,
         **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False),
         **{"accelerator": "cpu", "devices": 2, "strategy": "ddp", "max_epochs": 1, "gradient_clip_val": 1.0},
         **{"use_distributed_sampler": False, "default_root_dir": folder},
@@ -70,6 +71,10 @@ def lightning(folder: Path) -> Any:
     heading = "Lightning, automatic optimization"
     run(heading, network=make, data=shard(), options=options, AESAM=lambda **_: METHOD)
     return kept[-1]
+
+
+def lightning_accumulates(folder: Path) -> Any:
+    return lightning(folder, 2)
 
 
 def transformers(folder: Path) -> Any:
@@ -92,10 +97,10 @@ def language_model() -> Any:
     return model
 
 
-def one_process() -> Any:
+def one_process(k: int = 1) -> Any:
     """On whole batches: what the means over both processes are."""
     model = plain_network()
-    reference(model, grouped(loader()), method=METHOD, clip=1.0)
+    reference(model, grouped(loader(), k), method=METHOD, clip=1.0)
     return model
 
 
@@ -103,13 +108,18 @@ def main(folder: Path) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    runs = {"pytorch": pytorch, "accelerate": accelerate, "lightning": lightning}
-    found = {"one process": one_process().state_dict()}
+    runs = {
+        "pytorch": pytorch,
+        "accelerate": accelerate,
+        "lightning": lightning,
+        "lightning, accumulating": lightning_accumulates,
+    }
+    found = {"one process": one_process().state_dict(), "one process, accumulating": one_process(2).state_dict()}
     if importlib.util.find_spec("accelerate") and importlib.util.find_spec("transformers"):
         runs["transformers"] = transformers
         found["language model"] = language_model().state_dict()
     for name, train in runs.items():
-        if name == "pytorch" or importlib.util.find_spec(name):
+        if name == "pytorch" or importlib.util.find_spec(name.partition(",")[0]):
             found[name] = train(folder).state_dict()
     torch.save(found, folder / f"rank{os.environ['RANK']}.pt")
 

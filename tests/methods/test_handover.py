@@ -154,3 +154,13 @@ def test_a_copy_is_watched_as_well() -> None:
     optimizer: Any = copy.deepcopy(LookSAM().wrap(Replaces(model.parameters(), lr=0.1), model=model))
     with pytest.raises(RuntimeError, match="replaced the gradient"):
         optimizer.step(lambda: losses(optimizer._passes.model(), BATCHES[0]))
+
+
+def test_passes_that_run_within_the_base_optimizers_step_are_no_replacement() -> None:
+    """As in Lightning, which hands the step a closure."""
+    model = make_model("mlp")
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer: Any = LookSAM(k=2).wrap(base, model=model)
+    for batch in BATCHES:
+        base.step(lambda batch=batch: optimizer.backward(lambda: losses(model, batch)))
+    assert optimizer.method_state_dict()["step"] == len(BATCHES)

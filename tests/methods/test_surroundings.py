@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -97,3 +99,39 @@ def test_aliases_of_a_weight_see_the_perturbation(method: Method, kind: str) -> 
     assert not same(snapshot(model), before)
     assert optimizer.metrics["sam/fraction"] > 0
     model(torch.ones(6))
+
+
+class Counter:
+    """An object of the program, which is no module."""
+
+    def __init__(self) -> None:
+        self.passes, self.losses, self.by_class = 0, [], {"a": [0]}
+        self.long: list[int] = list(range(5000))
+
+    def count(self) -> None:
+        self.passes += 1
+        self.losses.append(self.passes)
+        self.by_class["a"].append(1)
+        self.long.append(self.passes)
+        self.new = self.passes
+
+
+@pytest.mark.parametrize("clone", [lambda o: o, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_objects_that_are_named_count_one_pass_and_others_every_pass(clone: Any) -> None:
+    original: Any = wrap(SAM(), make_model("mlp"))
+    original.count_once(lambda: [])  # which no copy takes with it
+    optimizer = clone(original)
+    named, other, model = Counter(), Counter(), optimizer._passes.model()
+    optimizer.count_once(lambda: [named])
+    batches = make_batches(3)
+    for batch in batches:
+
+        def losses(batch: Any = batch) -> Any:
+            named.count()
+            other.count()
+            return (model(batch[0]) - batch[1]).square().mean(1)
+
+        optimizer.step(losses)
+    assert (named.passes, named.losses, named.new) == (3, [1, 2, 3], 3)
+    assert named.by_class == {"a": [0, 1, 1, 1]} and named.long[5000:] == [1, 2, 3]
+    assert other.passes == 6 and len(other.long) == 5006

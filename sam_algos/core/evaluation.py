@@ -63,6 +63,8 @@ class Evaluation:
 
     Attributes:
         params (list[Tensor]): The optimizer's parameters, frozen ones too, as a closure may unfreeze them.
+        maximized (list[Tensor]): Those for which it maximises the loss. Their gradients change sign where they come in,
+            so that to parts all is minimised, and again where they go out to the base optimizer.
         loss: That of the first pass.
         grad_norm (HostValue | None): ``‖g‖`` of the first pass, on its way to the host.
         climbed (bool): Whether a gradient was computed away from ``w``.
@@ -77,6 +79,12 @@ class Evaluation:
         self.progress = around.passes.progress(index)
         self.base = around.base
         self.params = [p for group in self.base.param_groups for p in group["params"]]
+        self.maximized = around.maximized()
+        if around.reads_losses and 0 < len(self.maximized) < len(self.params):
+            raise ValueError(
+                "The base optimizer has maximize=True in some of its parameter groups, and this method compares the "
+                "loss of each sample, which cannot both grow and fall. Maximise all groups or none."
+            )
         self.loss: Any = None
         self.grad_norm: tensors.HostValue | None = None
         self._shares: dict[bool, list[float]] = {True: [], False: []}  # of passes with a gradient, and without
@@ -157,7 +165,7 @@ class Evaluation:
             found = self._run(point, selection, synchronized=True, with_gradient=False)
         if found.losses is None:
             raise RuntimeError("A part reads the loss of each sample and does not declare reads_losses = True.")
-        return found.losses
+        return -found.losses if self.maximized else found.losses
 
     def share(self, selection: Selection) -> float:
         """How much of the batch a selection is, of which a pass has run at ``w``."""
@@ -242,7 +250,10 @@ class Evaluation:
     def _collect(self) -> Vector:
         """Take in the gradients that a pass left, and the norm of the first."""
         gradient = collect(
-            self.params, self._around.names, owned=self.repeatable and (self._ran == 1 or self._climbing)
+            self.params,
+            self._around.names,
+            owned=self.repeatable and (self._ran == 1 or self._climbing),
+            maximized=self.maximized,
         )
         if self.grad_norm is None and gradient:
             with span("sam/norm"):

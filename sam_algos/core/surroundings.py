@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -51,6 +51,12 @@ class Surroundings:
         self.stopwatch = Stopwatch(self.passes) if self.parts.reader("reads_seconds") is not None else None
         needs = self.parts.reader("reads_gradient") or self.parts.reader("reads_losses")
         self.one_pass = needs is None and not self.parts.perturbation.own_pass
+
+    def maximized(self) -> list[Tensor]:
+        """The parameters along whose gradients the base optimizer climbs: ``maximize`` of their group, or its own."""
+        base: Any = self.base
+        own = getattr(base, "maximize", False)
+        return [p for group in base.param_groups if group.get("maximize", own) for p in group["params"]]
 
     def scales(self, ascent: Ascent, radius: float) -> list[Tensor]:
         """``ρ · scale`` for each parameter of an ascent, with its group's own radius where it has one."""

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 __all__ = [
+    "Processes",
     "is_sharded",
     "local",
     "local_parts",
@@ -73,6 +75,35 @@ def sum_over_shards(each: Tensor, like: Sequence[Tensor], op: dist.ReduceOp.RedO
             dist.all_reduce(part, op=op, group=mesh.get_group(dim))
         each[members] = part
     return each
+
+
+class Processes:
+    """The processes that run the passes of a model together, as far as its parts say: DDP's, and those of shards.
+
+    Args:
+        model: The model.
+        params: Parameters of it.
+
+    Attributes:
+        alone (bool): Whether this process is the only one.
+    """
+
+    def __init__(self, model: torch.nn.Module, params: Sequence[Tensor]) -> None:
+        replicated = [m.process_group for m in model.modules() if isinstance(m, DistributedDataParallel)]
+        sharded: list[Any] = [p for p in params if is_sharded([p])]
+        meshes = {p.device_mesh for p in sharded}
+        self._groups = [*replicated, *(mesh.get_group(dim) for mesh in meshes for dim in range(mesh.ndim))]
+        self._device = local(params[0]).device if params else torch.device("cpu")
+        self.alone = not self._groups
+
+    def any(self, here: bool) -> bool:
+        """Whether something holds on any of them, which all have to ask."""
+        if self.alone:
+            return here
+        there = torch.tensor(int(here), device=self._device)
+        for group in self._groups:
+            dist.all_reduce(there, op=dist.ReduceOp.MAX, group=group)
+        return bool(there)
 
 
 def mean_over_processes(values: Sequence[float], device: torch.device) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from sam_algos.core.displacement import Displacement
 from sam_algos.core.names import Names
 from sam_algos.core.parts import Ascent, Parts
 from sam_algos.core.passes import Passes
+from sam_algos.core.sight import Sight
 from sam_algos.core.stopwatch import Stopwatch
 
 __all__ = ["Surroundings"]
@@ -48,6 +50,7 @@ class Surroundings:
         after_the_ascent = (*self.parts.descent.tree(), *self.parts.samples.tree())
         self.keeps_gradient = any(part.reads_gradient for part in after_the_ascent)
         self.reads_losses = self.parts.reader("reads_losses") is not None
+        self.sight = Sight()
         self.stopwatch = Stopwatch(self.passes) if self.parts.reader("reads_seconds") is not None else None
         needs = self.parts.reader("reads_gradient") or self.parts.reader("reads_losses")
         self.one_pass = needs is None and not self.parts.perturbation.own_pass
@@ -60,13 +63,22 @@ class Surroundings:
 
     def scales(self, ascent: Ascent, radius: float) -> list[Tensor]:
         """``ρ · scale`` for each parameter of an ascent, with its group's own radius where it has one."""
-        params, scale, groups = ascent.direction.params, ascent.scale, self.base.param_groups
+        params, scale = ascent.direction.params, ascent.scale
         if ascent.absolute:
             return [scale] * len(params)
-        own = {}
-        if self.own_radii and any(["rho" in group for group in groups]):
-            own = {id(p): group["rho"] for group in groups if "rho" in group for p in group["params"]}
-        if not own:
+        if not (own := self._own()):
             return [scale * radius] * len(params)
         scaled = {rho: scale * rho for rho in {radius, *own.values()}}
         return [scaled[own.get(id(p), radius)] for p in params]
+
+    def moving(self, params: Sequence[Tensor], radius: float) -> list[Tensor]:
+        """Those of some parameters whose radius is above 0."""
+        own = self._own()
+        return [p for p in params if own.get(id(p), radius) > 0]
+
+    def _own(self) -> dict[int, float]:
+        """The radii of parameters whose group has its own."""
+        groups = self.base.param_groups
+        if not self.own_radii or not any(["rho" in group for group in groups]):
+            return {}
+        return {id(p): group["rho"] for group in groups if "rho" in group for p in group["params"]}

@@ -80,7 +80,7 @@ def test_a_group_that_is_maximised_climbs_against_that_and_the_others_as_ever(me
         for batch in make_batches(5):
 
             def closure(samples: Selection = EVERYTHING, batch: Batch = batch) -> Tensor:
-                optimizer.zero_grad()
+                optimizer.zero_grad()  # noqa: B023
                 loss = model.losses(batch, (1, -1 if maximize else 1), samples).mean()  # noqa: B023
                 loss.backward()
                 return loss
@@ -134,7 +134,7 @@ def test_backward_leaves_the_gradient_that_is_to_be_climbed(scaled: bool) -> Non
         for batch in make_batches(4):
 
             def closure(batch: Batch = batch) -> Tensor:
-                optimizer.zero_grad()
+                optimizer.zero_grad()  # noqa: B023
                 loss = sign * squared_errors(model(batch[0]), batch[1]).mean()  # noqa: B023
                 (loss if scaler is None else scaler.scale(loss)).backward()  # noqa: B023
                 return loss

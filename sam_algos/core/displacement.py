@@ -124,6 +124,12 @@ class Displaced:
                 self._put_back()
                 raise
 
+    def stands_still(self, params: Sequence[Tensor]) -> bool:
+        """Whether the direction is zero at these parameters, as long as it is known: until the weights were there."""
+        at = set(map(id, params))
+        known = bool(self._directions)
+        return known and not any(d.any() for p, d in zip(self.params, self._directions, strict=True) if id(p) in at)
+
     def _displace(self) -> None:
         weights = self._weights
         own, rest = self._storage.own, self._storage.rest

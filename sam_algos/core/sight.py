@@ -94,6 +94,7 @@ class Look:
         self.model = model
         self.processes = shards.Processes(model, moving)
         self._displaced, self._moving = displaced, moving
+        self._stands_still = displaced.stands_still(moving)
         wanted = set(map(id, moving))
         owned = ((m, wanted.intersection(map(id, m._parameters.values()))) for m in model.modules())
         self._owned = {m: ids for m, ids in owned if ids}
@@ -123,13 +124,14 @@ class Look:
             RuntimeError: If the pass did not see the displaced weights.
         """
         if losses is None and hook_with_memory(self.model) is None:
-            before = rerun()
-            losses = None if before is None else (before.loss, there.loss)
+            if (before := rerun()) is None:
+                return False
+            losses = before.loss, there.loss
         same = losses is not None and _same(*losses)
         suspects = _with_gradient(there.gradient, set(map(id, self._moving)) if same else self._idle)
         if not self.processes.any(same or bool(suspects)) or hook_with_memory(self.model) is not None:
             return True
-        finite = math.isfinite(float(there.gradient.norm()))
+        finite = all(bool(value.isfinite().all()) for value in there.gradient.values)
         if self.processes.any(not finite) or not self.processes.any(bool(suspects)):
             return False
         unmoved = self._unmoved(suspects, there, rerun)
@@ -139,7 +141,8 @@ class Look:
                 raise RuntimeError(_what_is_unseen(unread if unmoved else (), self.model))
         elif self.processes.any(same):
             at_w = rerun()
-            if same and at_w is not None and _equal(at_w.gradient, there.gradient):
+            unresolved = same and at_w is not None and _equal(at_w.gradient, there.gradient)
+            if unresolved and not self._stands_still:
                 _warn_of_small_radius(self._moving)
         return True
 
@@ -199,6 +202,14 @@ class _Nudged:
         self._displaced.__exit__()
 
 
+def _memory(tensor: Tensor) -> int:
+    """Where a tensor's elements lie, which views and aliases share; its identity if nowhere."""
+    try:
+        return shards.local(tensor.detach()).untyped_storage().data_ptr() or id(tensor)
+    except (RuntimeError, NotImplementedError):  # inside of torch.func
+        return id(tensor)
+
+
 _READ_BY = tuple(f".{name}.__get__" for name in ("data", "T", "mT", "H", "mH", "real", "imag"))
 _NO_READS = {
     *("backward", "grad", "requires_grad_", "retain_grad", "register_hook", "register_post_accumulate_grad_hook"),
@@ -211,11 +222,11 @@ class _Reads(TorchFunctionMode):
     """Notes which parameters are given to an operation while it is active."""
 
     def __init__(self, params: Sequence[Tensor]) -> None:
-        self._unread = {id(p): p for p in params}
+        self._unread = list(params)
 
     def unread(self) -> list[Tensor]:
         """The others."""
-        return list(self._unread.values())
+        return self._unread
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -226,7 +237,8 @@ class _Reads(TorchFunctionMode):
 
     def _note(self, given: Any) -> None:
         if isinstance(given, Tensor):
-            self._unread.pop(id(given), None)
+            memory = _memory(given)
+            self._unread = [p for p in self._unread if p is not given and _memory(p) != memory]
         elif isinstance(given, (list, tuple)):
             for item in given:
                 self._note(item)
@@ -235,9 +247,9 @@ class _Reads(TorchFunctionMode):
 
 
 _INSIDE = (
-    "Compute the loss, and every layer whose weights are trained, inside the closure and from the parameters "
-    "themselves: not before the step, not from copies (detach(), torch.func, cached weights), and not by replaying a "
-    "captured graph."
+    "Compute the loss, and every layer whose weights are trained, inside the closure (in a Trainer: inside forward and "
+    "loss) and from the parameters themselves: not before the step, not from copies (detach(), torch.func, cached "
+    "weights), and not by replaying a captured graph."
 )
 
 

@@ -276,7 +276,7 @@ class Evaluation:
         around, model = self._around, self.model()
         if point is None or self.climbed or not around.sight.needs_look(self._closure, model):
             return None
-        moving = around.moving(point.displaced.params, self.radius)
+        moving = around.moving(self.params, self.radius)
         return Look(model, point.displaced, moving) if moving else None
 
     def _losses(self, point: Point | None, selection: Selection, loss: Any) -> tuple[Any, Any] | None:

@@ -96,14 +96,21 @@ class Processes:
         self._device = local(params[0]).device if params else torch.device("cpu")
         self.alone = not self._groups
 
-    def any(self, here: bool) -> bool:
-        """Whether something holds on any of them, which all have to ask."""
+    def all(self, here: Sequence[bool]) -> list[bool]:
+        """What holds on each of them. All have to ask, for as many things."""
+        return self._reduced(here, dist.ReduceOp.MIN)
+
+    def any(self, here: Sequence[bool]) -> list[bool]:
+        """What holds on one of them at least. All have to ask, for as many things."""
+        return self._reduced(here, dist.ReduceOp.MAX)
+
+    def _reduced(self, here: Sequence[bool], op: dist.ReduceOp.RedOpType) -> list[bool]:
         if self.alone:
-            return here
-        there = torch.tensor(int(here), device=self._device)
+            return list(here)
+        there = torch.tensor(here, dtype=torch.int32, device=self._device)
         for group in self._groups:
-            dist.all_reduce(there, op=dist.ReduceOp.MAX, group=group)
-        return bool(there)
+            dist.all_reduce(there, op=op, group=group)
+        return [bool(value) for value in there.tolist()]
 
 
 def mean_over_processes(values: Sequence[float], device: torch.device) -> list[float]:

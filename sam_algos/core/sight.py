@@ -87,7 +87,7 @@ class Look:
     Args:
         model: The model that the passes run.
         displaced: The displaced weights.
-        moving: The parameters with a radius above 0.
+        moving: The parameters with a radius above 0, displaced or not: the same on all processes.
     """
 
     def __init__(self, model: nn.Module, displaced: Displaced, moving: Sequence[Tensor]) -> None:
@@ -123,41 +123,50 @@ class Look:
         Raises:
             RuntimeError: If the pass did not see the displaced weights.
         """
-        if losses is None and hook_with_memory(self.model) is None:
-            if (before := rerun()) is None:
+        if losses is None:
+            before = None if hook_with_memory(self.model) is not None else rerun()
+            if before is None:
                 return False
             losses = before.loss, there.loss
-        same = losses is not None and _same(*losses)
-        suspects = _with_gradient(there.gradient, set(map(id, self._moving)) if same else self._idle)
-        if not self.processes.any(same or bool(suspects)) or hook_with_memory(self.model) is not None:
+        [same] = self.processes.all([_same(*losses)])
+        suspects = self._suspects(there.gradient, same)
+        if not (same or suspects) or hook_with_memory(self.model) is not None:
             return True
         finite = all(bool(value.isfinite().all()) for value in there.gradient.values)
-        if self.processes.any(not finite) or not self.processes.any(bool(suspects)):
+        if not suspects or not self.processes.all([finite])[0]:
             return False
-        unmoved = self._unmoved(suspects, there, rerun)
-        if self.processes.any(unmoved):
-            unread = self._unread(suspects, rerun)
-            if self.processes.any(unmoved and bool(unread)):
-                raise RuntimeError(_what_is_unseen(unread if unmoved else (), self.model))
-        elif self.processes.any(same):
+        if self._nothing_depends_on(suspects, there, rerun):
+            if unread := self._unread(suspects, rerun):
+                raise RuntimeError(_what_is_unseen(unread, self.model))
+        elif same:
             at_w = rerun()
-            unresolved = same and at_w is not None and _equal(at_w.gradient, there.gradient)
-            if unresolved and not self._stands_still:
+            equal = at_w is not None and _equal(at_w.gradient, there.gradient) and not self._stands_still
+            if self.processes.all([equal])[0]:
                 _warn_of_small_radius(self._moving)
         return True
 
-    def _unmoved(self, suspects: Sequence[Tensor], there: Left, rerun: Rerun) -> bool:
-        """Whether neither the loss nor any gradient depends on the suspects."""
-        nudged = rerun(self._displaced, _Nudged(suspects, self.model))
-        if nudged is None or not suspects:
-            return False
-        return _same(nudged.loss, there.loss) and _equal(nudged.gradient, there.gradient)
+    def _suspects(self, gradient: Vector, same: bool) -> list[Tensor]:
+        """All, or those without a layer that ran if the loss is another; only what was displaced and has a gradient."""
+        votes = self.processes.all([same or id(p) in self._idle for p in self._moving])
+        idle = [p for p, yes in zip(self._moving, votes, strict=True) if yes]
+        values = dict(zip(map(id, gradient.params), gradient.values, strict=True)) if idle else {}
+        displaced = set(map(id, self._displaced.params)).intersection(values)
+        votes = self.processes.any([id(p) in displaced and bool(values[id(p)].any()) for p in idle]) if idle else []
+        return [p for p, yes in zip(idle, votes, strict=True) if yes]
 
-    def _unread(self, suspects: Sequence[Tensor], rerun: Rerun) -> Sequence[Tensor]:
+    def _nothing_depends_on(self, suspects: Sequence[Tensor], there: Left, rerun: Rerun) -> bool:
+        """Whether neither the loss nor any gradient changes when they move on."""
+        nudged = rerun(self._displaced, _Nudged(suspects, self.model))
+        equal = nudged is not None and _same(nudged.loss, there.loss) and _equal(nudged.gradient, there.gradient)
+        return self.processes.all([equal])[0]
+
+    def _unread(self, suspects: Sequence[Tensor], rerun: Rerun) -> list[Tensor]:
         """The suspects that no operation reads; a linear loss whose value is not returned reads all."""
         reads = _Reads(suspects)
         rerun(self._displaced, reads)
-        return reads.unread()
+        unread = set(map(id, reads.unread()))
+        votes = self.processes.all([id(p) in unread for p in suspects])
+        return [p for p, yes in zip(suspects, votes, strict=True) if yes]
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -172,12 +181,6 @@ def _same(a: Any, b: Any) -> bool:
 
 def _equal(a: Vector, b: Vector) -> bool:
     return list(map(id, a.params)) == list(map(id, b.params)) and all(map(torch.equal, a.values, b.values))
-
-
-def _with_gradient(gradient: Vector, among: set[int]) -> list[Tensor]:
-    """Those of some parameters that received a gradient."""
-    pairs = zip(gradient.params, gradient.values, strict=True) if among else ()
-    return [p for p, value in pairs if id(p) in among and bool(value.any())]
 
 
 class _Nudged:
@@ -256,10 +259,9 @@ _INSIDE = (
 def _what_is_unseen(params: Sequence[Tensor], model: nn.Module) -> str:
     names = [name.name or "a parameter" for name in Names(lambda: model)(params)]
     which = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-    seen = f"of {which}" if names else "on another process"
     return (
-        f"The closure does not see the perturbed weights {seen}: moving them changes neither the loss that it returns "
-        f"nor any gradient, and the step would be plain training. {_INSIDE}"
+        f"The closure does not see the perturbed weights of {which}: moving them changes neither the loss that it "
+        f"returns nor any gradient, and the step would be plain training. {_INSIDE}"
     )
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from sam_algos.core.sight import Sight
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -18,6 +20,12 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def without_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the first displaced pass be as all others: see `sam_algos.core.sight`."""
+    monkeypatch.setattr(Sight, "needs_look", lambda *_: False)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

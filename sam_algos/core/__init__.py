@@ -13,6 +13,7 @@ module            what it knows
 `passes`          how a pass reaches the program around it; `closures`, those of hand-written loops; `scaling`, those
                   under a ``GradScaler``; `foreign`, programs in which none can be right
 `handover`        whether the base optimizer uses the gradient that it is given
+`sight`           whether a displaced pass sees the displaced weights
 `memory`          what is remembered between steps; `stopwatch`, how long they take
 `replay`          how a later pass repeats the first, with `streams` (random numbers) and `state` (of modules)
 `displacement`    moving the weights to ``w + ε`` and back, exactly

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sam_algos.core.evaluation import Evaluation
-from sam_algos.core.gradients import are_finite, put_in_place
+from sam_algos.core.gradients import are_finite, multiply_, put_in_place
 from sam_algos.core.memory import apart, commit, holds_vectors
 from sam_algos.core.parts import Ascent, Decision, Memory, Update
 from sam_algos.core.profiling import span
@@ -60,6 +60,8 @@ class Attempt:
         self._remember = {"policy": policy, **{axis: apart(memory, gradient) for axis, memory in remember.items()}}
         if latest is None or gradient.values is not latest.values:  # else it lies where the pass left it
             put_in_place(gradient, evaluation.params)
+        if evaluation.maximized:
+            multiply_(evaluation.maximized, -1.0)
         scaler = self._around.passes.scaler
         scaled = scaler is not None and scaler.is_enabled()  # it leaves such steps out itself
         finite = self._around.nonfinite == "pass" or scaled or are_finite(evaluation.params)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from sam_algos.core.profiling import span
 from sam_algos.core.shards import local, local_parts
@@ -85,6 +86,11 @@ class Displaced:
     because the original was never touched. Elsewhere (shards, views, shared storage) the weights are copied aside and
     displaced in place. Afterwards every weight is what it was, bit for bit, whatever the body does: raise an
     exception, or be interrupted, even twice. It may be entered again.
+
+    To autograd both ways are changes in place: a graph that has saved the weights of before can no longer be used.
+
+    Attributes:
+        params (Sequence[Tensor]): The parameters that move.
     """
 
     def __init__(
@@ -96,7 +102,7 @@ class Displaced:
         storage: _Storage,
         disposable: bool,
     ) -> None:
-        self._params, self._weights, self._scales = params, weights, scales
+        self.params, self._weights, self._scales = params, weights, scales
         self._directions: Sequence[Tensor] = directions
         self._storage, self._disposable = storage, disposable
         self._moved: list[Tensor] | None = None
@@ -118,6 +124,12 @@ class Displaced:
                 self._put_back()
                 raise
 
+    def stands_still(self, params: Sequence[Tensor]) -> bool:
+        """Whether the direction is zero at these parameters, as long as it is known: until the weights were there."""
+        at = set(map(id, params))
+        known = bool(self._directions)
+        return known and not any(d.any() for p, d in zip(self.params, self._directions, strict=True) if id(p) in at)
+
     def _displace(self) -> None:
         weights = self._weights
         own, rest = self._storage.own, self._storage.rest
@@ -127,16 +139,18 @@ class Displaced:
             if not rest:
                 self._directions = ()  # their memory is free, or holds the displaced weights
         for i, displaced in zip(own, self._moved, strict=True):
-            self._params[i].data = displaced
+            self.params[i].data = displaced
         if rest:
             _displace_in_place(rest, weights, self._directions, self._scales)
+        increment_version(self.params)
 
     def _put_back(self) -> None:
         for i in self._storage.own:
-            self._params[i].data = self._weights[i]
+            self.params[i].data = self._weights[i]
         for i, original in zip(self._storage.rest, self._aside, strict=False):  # none, if nothing moved yet
-            self._weights[i] = local(self._params[i].data)  # FSDP2 lays shards elsewhere in its first forward
+            self._weights[i] = local(self.params[i].data)  # FSDP2 lays shards elsewhere in its first forward
             self._weights[i].copy_(original)
+        increment_version(self.params)
 
     def _make(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """``w + scale · direction`` of each that owns its storage."""

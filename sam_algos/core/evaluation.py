@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from sam_algos.core import shards, tensors
-from sam_algos.core.displacement import Displaced
-from sam_algos.core.gradients import collect
+from sam_algos.core.foreign import refuse_memory_of_hooks
+from sam_algos.core.gradients import collect, put_in_place
 from sam_algos.core.names import Name
 from sam_algos.core.parts import Ascent
-from sam_algos.core.passes import Pass
+from sam_algos.core.passes import Outcome, Pass
 from sam_algos.core.profiling import span
-from sam_algos.core.replay import fresh_shards
+from sam_algos.core.replay import fresh_caches, fresh_shards
 from sam_algos.core.schedules import Schedule
 from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.sight import Left, Look, explain_stale_graph
 from sam_algos.core.step import Step
 from sam_algos.core.stopwatch import Seconds
 from sam_algos.core.surroundings import Surroundings
@@ -63,6 +64,8 @@ class Evaluation:
 
     Attributes:
         params (list[Tensor]): The optimizer's parameters, frozen ones too, as a closure may unfreeze them.
+        maximized (list[Tensor]): Those for which it maximises the loss. Their gradients change sign where they come in,
+            so that to parts all is minimised, and again where they go out to the base optimizer.
         loss: That of the first pass.
         grad_norm (HostValue | None): ``‖g‖`` of the first pass, on its way to the host.
         climbed (bool): Whether a gradient was computed away from ``w``.
@@ -77,6 +80,12 @@ class Evaluation:
         self.progress = around.passes.progress(index)
         self.base = around.base
         self.params = [p for group in self.base.param_groups for p in group["params"]]
+        self.maximized = around.maximized()
+        if around.reads_losses and 0 < len(self.maximized) < len(self.params):
+            raise ValueError(
+                "The base optimizer has maximize=True in some of its parameter groups, and this method compares the "
+                "loss of each sample, which cannot both grow and fall. Maximise all groups or none."
+            )
         self.loss: Any = None
         self.grad_norm: tensors.HostValue | None = None
         self._shares: dict[bool, list[float]] = {True: [], False: []}  # of passes with a gradient, and without
@@ -90,6 +99,8 @@ class Evaluation:
         self._results: WeakKeyDictionary[Point, dict[Selection, _Result]] = WeakKeyDictionary()
         self._climbing = False
         self._ran = 0
+        self._began: Selection | None = None  # on which samples the first pass ran, if it was at w
+        self._averaged = False
         rho = around.parts.perturbation.rho
         self.radius = rho.radius(Step(self, {})) if isinstance(rho, Schedule) else rho
 
@@ -157,7 +168,7 @@ class Evaluation:
             found = self._run(point, selection, synchronized=True, with_gradient=False)
         if found.losses is None:
             raise RuntimeError("A part reads the loss of each sample and does not declare reads_losses = True.")
-        return found.losses
+        return -found.losses if self.maximized else found.losses
 
     def share(self, selection: Selection) -> float:
         """How much of the batch a selection is, of which a pass has run at ``w``."""
@@ -205,6 +216,8 @@ class Evaluation:
         """Run a pass, and take in what it leaves."""
         if self._ran and not self.repeatable:
             raise RuntimeError("A part asks for a second pass; a perturbation that reads one has own_pass = True.")
+        if with_gradient and synchronized and self._averaged:
+            refuse_memory_of_hooks(self.model())
         plan = Pass(
             params=self.params,
             selection=selection,
@@ -213,6 +226,9 @@ class Evaluation:
             losses=self._around.reads_losses and selection is EVERYTHING,
             repeatable=self.repeatable,
         )
+        look = self._look(point) if with_gradient else None
+        if look is not None:
+            plan = plan._replace(repeatable=True)
         if self.latest is not None:
             tensors.own_(self.latest.values, self.latest.params)  # a part may hold it through this pass
         for p in self.params if self._ran else ():
@@ -220,9 +236,8 @@ class Evaluation:
         if self._ran and self._around.private:
             self.base.zero_grad()  # also those of samples, which the base optimizer would take for one batch's
         self.latest = None
-        run = self._around.passes.again if self._ran else self._around.passes.first
-        with fresh_shards(self.model()) if shards.is_sharded(self.params) else nullcontext():
-            outcome = run(self._closure, plan) if point is None else self._run_displaced(point.displaced, run, plan)
+        places = [place for place in (look, point and point.displaced) if place is not None]
+        outcome = self._pass(plan, *places, first=not self._ran)
         self._ran += 1
         share = 1.0 if outcome is None else outcome.share
         self._shares[with_gradient].append(share)
@@ -231,27 +246,75 @@ class Evaluation:
             raise NoOutcome
         if self._ran == 1:
             self.loss = outcome.loss
+            self._began = selection if point is None else None
         if not outcome.complete:
             raise NoOutcome
         if with_gradient:
+            self._averaged |= outcome.synchronized
             self.latest = self._collect()
         result = _Result(self.latest, outcome.losses, outcome.synchronized, with_gradient, share)
         self._known(point)[selection] = result
+        if look is not None and self.latest is not None:
+            there = Left(outcome.loss, self.latest)
+            if look.judge(there, self._losses(point, selection, outcome.loss), partial(self._aside, plan)):
+                self._around.sight.settle(self._closure, look)
         return result
 
-    def _run_displaced(self, displaced: Displaced, run: Callable[..., Any], plan: Pass) -> Any:
-        torch.clear_autocast_cache()  # it holds the weights of another point, in half precision
-        with displaced:
-            outcome = run(self._closure, plan)
-        torch.clear_autocast_cache()
-        return outcome
+    def _pass(self, plan: Pass, *places: AbstractContextManager[Any], first: bool) -> Outcome | None:
+        """Run the closure, at the weights or within what displaces them."""
+        passes = self._around.passes
+        if first and not places:
+            with self._whole_shards():
+                return passes.first(self._closure, plan)
+        try:
+            with ExitStack() as stack:
+                for place in (self._whole_shards(), fresh_caches(), *places):
+                    stack.enter_context(place)
+                return (passes.first if first else passes.again)(self._closure, plan)
+        except RuntimeError as error:
+            explain_stale_graph(error)
+            raise
+
+    def _whole_shards(self) -> AbstractContextManager[Any]:
+        return fresh_shards(self.model()) if shards.is_sharded(self.params) else nullcontext()
+
+    def _look(self, point: Point | None) -> Look | None:
+        """A look at the pass that is to run, if it is the first displaced one of its kind."""
+        around, model = self._around, self.model()
+        if around.private:  # one more pass would leave its gradients of samples to the base optimizer
+            return None
+        if point is None or self.climbed or not around.sight.needs_look(self._closure, model):
+            return None
+        moving = around.moving(self.params, self.radius)
+        return Look(model, point.displaced, moving) if moving else None
+
+    def _losses(self, point: Point | None, selection: Selection, loss: Any) -> tuple[Any, Any] | None:
+        """The loss at ``w`` and at a point, on the same samples; None where no pass has told the first."""
+        if self._began is selection:
+            return self.loss, loss
+        here, there = (self._known(place).get(EVERYTHING) for place in (None, point))
+        told = here is not None and there is not None and here.losses is not None and there.losses is not None
+        return (here.losses, there.losses) if told else None  # pyright: ignore[reportOptionalMemberAccess]
+
+    def _aside(self, plan: Pass, *places: AbstractContextManager[Any]) -> Left | None:
+        """Run the closure once more, uncounted, and put the gradients back that lie on the parameters."""
+        latest = self.latest
+        assert latest is not None
+        tensors.own_(latest.values, latest.params)
+        for p in self.params:
+            p.grad = None
+        outcome = self._pass(plan, *places, first=False)
+        left = None if outcome is None or not outcome.complete else Left(outcome.loss, self._take(owned=False))
+        put_in_place(latest, self.params)
+        return left
 
     def _collect(self) -> Vector:
         """Take in the gradients that a pass left, and the norm of the first."""
-        gradient = collect(
-            self.params, self._around.names, owned=self.repeatable and (self._ran == 1 or self._climbing)
-        )
+        gradient = self._take(owned=self.repeatable and (self._ran == 1 or self._climbing))
         if self.grad_norm is None and gradient:
             with span("sam/norm"):
                 self.grad_norm = tensors.HostValue(gradient.norm())
         return gradient
+
+    def _take(self, *, owned: bool) -> Vector:
+        return collect(self.params, self._around.names, owned=owned, maximized=self.maximized)

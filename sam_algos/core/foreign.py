@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
-__all__ = ["refuse_deepspeed", "refuse_trainers"]
+__all__ = ["hook_with_memory", "refuse_deepspeed", "refuse_memory_of_hooks", "refuse_trainers"]
 
 
 def refuse_trainers(closure: Callable[..., Any]) -> None:
@@ -44,4 +45,27 @@ def refuse_deepspeed(method: str, model: nn.Module) -> None:
         raise ValueError(
             f"{method}: DeepSpeed is not supported: its engine keeps the gradients to itself and takes the steps. Use "
             "DistributedDataParallel, or FSDP2: torch.distributed.fsdp.fully_shard."
+        )
+
+
+def hook_with_memory(model: nn.Module) -> str | None:
+    """The communication hook of a ``DistributedDataParallel`` that keeps something from pass to pass, as PowerSGD."""
+    for module in (model, *model.children()):
+        for hook, state in vars(module).get("_comm_hooks", ()):
+            if state is not None and not isinstance(state, dist.ProcessGroup):
+                return f"{getattr(hook, '__name__', hook)} ({type(state).__name__})"
+    return None
+
+
+def refuse_memory_of_hooks(model: nn.Module) -> None:
+    """Refuse to average a second gradient in one step through a hook that keeps something from pass to pass.
+
+    Raises:
+        ValueError: If the model has such a hook.
+    """
+    if (hook := hook_with_memory(model)) is not None:
+        raise ValueError(
+            f"The model's communication hook {hook} keeps a memory of the gradients that it averaged, and this method "
+            "averages more than one in a step. Use a hook without a state, such as bf16_compress_hook, or a method "
+            "that averages one: SAM(synchronize=False) without a static graph, not LookSAM or GSAM."
         )

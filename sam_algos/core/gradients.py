@@ -12,16 +12,17 @@ from sam_algos.core import shards, tensors
 from sam_algos.core.names import Names
 from sam_algos.core.vector import Vector
 
-__all__ = ["are_finite", "collect", "put_in_place", "stand_still"]
+__all__ = ["are_finite", "collect", "multiply_", "put_in_place", "stand_still"]
 
 
-def collect(params: Sequence[Tensor], names: Names, *, owned: bool) -> Vector:
-    """The gradients that a pass left on the parameters.
+def collect(params: Sequence[Tensor], names: Names, *, owned: bool, maximized: Sequence[Tensor] = ()) -> Vector:
+    """The gradients that a pass left on the parameters, of what the base optimizer minimises.
 
     Args:
         params: The optimizer's parameters; those without a gradient are left out.
         names: What the model calls them.
         owned: Whether each has to have memory of its own, because displaced weights may soon be put there.
+        maximized: The parameters for which it maximises the loss, and so minimises minus the loss.
 
     Raises:
         ValueError: If one is sparse.
@@ -30,6 +31,9 @@ def collect(params: Sequence[Tensor], names: Names, *, owned: bool) -> Vector:
     grads: list[Any] = [p.grad for p in there]
     if any([g.layout is not torch.strided for g in grads]):
         _refuse_sparse(there, grads, names)
+    if maximized:
+        multiply_(maximized, -1.0)
+        grads = [p.grad for p in there]
     values = shards.local_parts(grads)
     if owned:
         tensors.own_(values, there)
@@ -52,6 +56,16 @@ def put_in_place(gradient: Vector, params: Iterable[Tensor]) -> None:
     for p in params:
         p.grad = None
     for p, value in zip(gradient.params, gradient.values, strict=True):
+        p.grad = shards.wrap_like(value, p)
+
+
+def multiply_(params: Iterable[Tensor], factor: float | Tensor) -> None:
+    """Multiply the gradients that lie on their parameters, in memory of their own, without waiting for the device."""
+    there = [p for p in params if p.grad is not None]
+    values = shards.local_parts([p.grad for p in there])
+    tensors.own_(values, there)  # two parameters may share one
+    tensors.scale_(values, factor)
+    for p, value in zip(there, values, strict=True):
         p.grad = shards.wrap_like(value, p)
 
 

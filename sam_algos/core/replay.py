@@ -14,13 +14,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from sam_algos.core import shards, tensors
 from sam_algos.core.selection import tensors_in
 from sam_algos.core.state import Keepers, ModuleState
 from sam_algos.core.streams import RandomStreams
 
-__all__ = ["Replay", "fresh_shards", "refuse_fsdp1"]
+__all__ = ["Replay", "fresh_caches", "fresh_shards", "refuse_fsdp1"]
 
 
 class Replay:
@@ -144,6 +145,27 @@ def _norms(params: Sequence[Tensor]) -> Tensor:
 
 def _is_plain(p: Tensor) -> bool:
     return (p.is_floating_point() or p.is_complex()) and not shards.is_sharded([p])
+
+
+@contextmanager
+def fresh_caches() -> Iterator[None]:
+    """Run a pass without the weights that PyTorch has cached in another, and let none of its own survive.
+
+    Autocast keeps weights in half precision; ``parametrize.cached()`` keeps parametrized ones, with a graph that one
+    backward pass uses up.
+    """
+    torch.clear_autocast_cache()
+    cached = getattr(parametrize, "_cache_enabled", 0) > 0
+    kept = dict(parametrize._cache) if cached else {}
+    if cached:
+        parametrize._cache.clear()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
+        if cached:
+            parametrize._cache.clear()
+            parametrize._cache.update(kept)
 
 
 @contextmanager

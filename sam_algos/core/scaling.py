@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from sam_algos.core import shards, tensors
+from sam_algos.core.gradients import multiply_
 
 __all__ = ["scale_", "takes_the_step", "unscale_"]
 
@@ -40,8 +40,4 @@ def _multiply(params: Iterable[Tensor], scaler: GradScaler, *, inverse: bool) ->
     if not there or not scaler.is_enabled():
         return
     scale = scaler.scale(torch.ones((), device=there[0].device))  # without waiting for the device
-    values = shards.local_parts([p.grad for p in there])
-    tensors.own_(values, there)  # two parameters may share one
-    tensors.scale_(values, scale.reciprocal() if inverse else scale)
-    for p, value in zip(there, values, strict=True):
-        p.grad = shards.wrap_like(value, p)
+    multiply_(there, scale.reciprocal() if inverse else scale)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 __all__ = [
+    "Processes",
     "is_sharded",
     "local",
     "local_parts",
@@ -73,6 +75,42 @@ def sum_over_shards(each: Tensor, like: Sequence[Tensor], op: dist.ReduceOp.RedO
             dist.all_reduce(part, op=op, group=mesh.get_group(dim))
         each[members] = part
     return each
+
+
+class Processes:
+    """The processes that run the passes of a model together, as far as its parts say: DDP's, and those of shards.
+
+    Args:
+        model: The model.
+        params: Parameters of it.
+
+    Attributes:
+        alone (bool): Whether this process is the only one.
+    """
+
+    def __init__(self, model: torch.nn.Module, params: Sequence[Tensor]) -> None:
+        replicated = [m.process_group for m in model.modules() if isinstance(m, DistributedDataParallel)]
+        sharded: list[Any] = [p for p in params if is_sharded([p])]
+        meshes = {p.device_mesh for p in sharded}
+        self._groups = [*replicated, *(mesh.get_group(dim) for mesh in meshes for dim in range(mesh.ndim))]
+        self._device = local(params[0]).device if params else torch.device("cpu")
+        self.alone = not self._groups
+
+    def all(self, here: Sequence[bool]) -> list[bool]:
+        """What holds on each of them. All have to ask, for as many things."""
+        return self._reduced(here, dist.ReduceOp.MIN)
+
+    def any(self, here: Sequence[bool]) -> list[bool]:
+        """What holds on one of them at least. All have to ask, for as many things."""
+        return self._reduced(here, dist.ReduceOp.MAX)
+
+    def _reduced(self, here: Sequence[bool], op: dist.ReduceOp.RedOpType) -> list[bool]:
+        if self.alone:
+            return list(here)
+        there = torch.tensor(here, dtype=torch.int32, device=self._device)
+        for group in self._groups:
+            dist.all_reduce(there, op=op, group=group)
+        return [bool(value) for value in there.tolist()]
 
 
 def mean_over_processes(values: Sequence[float], device: torch.device) -> list[float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,6 +16,7 @@ from sam_algos.core.names import Names
 from sam_algos.core.parts import Ascent, Parts
 from sam_algos.core.passes import Passes
 from sam_algos.core.radii import OwnRadii
+from sam_algos.core.sight import Sight
 from sam_algos.core.stopwatch import Stopwatch
 
 __all__ = ["Surroundings"]
@@ -50,10 +52,17 @@ class Surroundings:
         after_the_ascent = (*self.parts.descent.tree(), *self.parts.samples.tree())
         self.keeps_gradient = any(part.reads_gradient for part in after_the_ascent)
         self.reads_losses = self.parts.reader("reads_losses") is not None
+        self.sight = Sight()
         self.stopwatch = Stopwatch(self.passes) if self.parts.reader("reads_seconds") is not None else None
         needs = self.parts.reader("reads_gradient") or self.parts.reader("reads_losses")
         self.one_pass = needs is None and not self.parts.perturbation.own_pass
         self.private = is_private(self.base)
+
+    def maximized(self) -> list[Tensor]:
+        """The parameters along whose gradients the base optimizer climbs: ``maximize`` of their group, or its own."""
+        base: Any = self.base
+        own = getattr(base, "maximize", False)
+        return [p for group in base.param_groups if group.get("maximize", own) for p in group["params"]]
 
     def scales(self, ascent: Ascent, radius: float) -> list[Tensor]:
         """``ρ · scale`` for each parameter of an ascent, with its group's own radius where it has one."""
@@ -64,3 +73,8 @@ class Surroundings:
             return [scale * radius] * len(params)
         scaled = {rho: scale * rho for rho in {radius, *own.values()}}
         return [scaled[own.get(id(p), radius)] for p in params]
+
+    def moving(self, params: Sequence[Tensor], radius: float) -> list[Tensor]:
+        """Those of some parameters whose radius is above 0."""
+        own = self.radii.by_parameter()
+        return [p for p in params if own.get(id(p), radius) > 0]

@@ -38,6 +38,7 @@ _EVENTS = frozenset(
     {
         Event.INIT,
         Event.FIT_START,
+        Event.BEFORE_TRAIN_BATCH,
         Event.AFTER_FORWARD,
         Event.EVAL_BEFORE_ALL,
         Event.EVAL_STANDALONE_START,
@@ -92,6 +93,7 @@ class RecalibrateBatchNorm(Options, Algorithm):
     dataloader: _Loader = field(default=None, kw_only=True, repr=False)
 
     _layers: Any = field(default=None, init=False)  # that training moves
+    _counts: bool = field(default=False, init=False)  # the pass that begins, as far as layers are concerned
     _ended: bool = field(default=False, init=False)  # as of before an evaluation
     _before: Statistics | None = field(default=None, init=False)  # training's own, while an evaluation has others
     _done: tuple[int, float] | None = field(default=None, init=False)  # the weights whose statistics were to stay
@@ -107,8 +109,12 @@ class RecalibrateBatchNorm(Options, Algorithm):
             self._surround(state)
         elif event == Event.FIT_START:
             self.put_back()  # an evaluation was interrupted
+        elif event == Event.BEFORE_TRAIN_BATCH:
+            self._counts = True  # not reached by the repetition of a pass, in which BatchNorm does not track
         elif event == Event.AFTER_FORWARD:
-            self._layers = recalibrated_layers(state.model)  # Composer switches all to training mode soon after
+            if self._counts:
+                self._layers = recalibrated_layers(state.model)  # Composer switches all to training mode soon after
+            self._counts = False
         elif event in (Event.EVAL_BEFORE_ALL, Event.EVAL_STANDALONE_START):
             self._ended = _ended(state)  # which the evaluation's dataloader would not tell
         elif self._ended if event == Event.EVAL_START else _ended(state):

@@ -48,6 +48,7 @@ def test_a_step_climbs_by_the_gradient_of_the_first_samples_and_descends_by_that
         assert torch.allclose(p, value, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.usefixtures("without_looks")
 @pytest.mark.parametrize("method", [SAM(ascent_fraction=0.5, interval=2), ASAM(ascent_fraction=0.5)], ids=str)
 def test_only_the_first_pass_of_a_sharp_step_sees_a_share(method: SAM | ASAM) -> None:
     model = make_model("mlp")

@@ -171,6 +171,7 @@ def test_a_loss_of_zero_is_a_loss(method: Method) -> None:
     assert not same(snapshot(model), before)
 
 
+@pytest.mark.usefixtures("without_looks")
 @each_method_on_the_whole_batch
 def test_returns_the_loss_of_the_first_pass(method: Method) -> None:
     """It is at the clean weights, unless a step has one pass only and that is displaced."""

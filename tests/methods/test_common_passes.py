@@ -60,6 +60,7 @@ def build(name: str) -> nn.Module:
     return COUNTING[name]()
 
 
+@pytest.mark.usefixtures("without_looks")
 @each_method_on_the_whole_batch
 @pytest.mark.parametrize("name", COUNTING)
 def test_buffers_are_those_of_the_first_pass_alone(method: Method, name: str) -> None:

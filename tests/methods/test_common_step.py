@@ -109,6 +109,7 @@ def test_schedule_stays_at_its_end(method: type[Method]) -> None:
         assert list(steps(model, optimizer, make_batches(12)))[6:] == [1] * 6
 
 
+@pytest.mark.usefixtures("without_looks")
 @each_method
 def test_metrics_are_those_of_the_step(method: Method) -> None:
     """Counted in what the model really ran."""

@@ -96,6 +96,7 @@ GRADIENTS: dict[str, tuple[Method, list[float]]] = {
 }
 
 
+@pytest.mark.usefixtures("without_looks")
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_per_step(name: str) -> None:
     """Counted in the samples that went backward through the convolution, of 8 in each batch."""
@@ -120,6 +121,7 @@ def test_a_random_mask_that_keeps_nothing_costs_a_plain_step() -> None:
     assert optimizer.metrics["sam/applied"] == optimizer.metrics["sam/forwards"] == 0
 
 
+@pytest.mark.usefixtures("without_looks")
 @each_method
 def test_every_call_of_the_closure_is_counted(method: Method) -> None:
     model = make_model("mlp")
@@ -159,6 +161,7 @@ MADE: dict[str, tuple[Method, int, int]] = {
 }
 
 
+@pytest.mark.usefixtures("without_looks")
 @pytest.mark.parametrize("name", MADE)
 def test_copies_of_the_parameters_per_step(name: str) -> None:
     method, steps_before, expected = MADE[name]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import composer.algorithms as ca
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sam_algos import AESAM, ESAM, SAM, AELookSAM, Method, MomentumSAM
+from sam_algos.core.evaluation import Evaluation
 from tests.trainer.matrix_cases import BATCH_SIZE, ENTRIES, STEPS, Entry, Images, Texts, network, transformer
 from tests.trainer.training import AlgorithmOn, memory, passes, same, trainer
 
@@ -64,6 +66,7 @@ class Observed:
         passes: What each pass of each step computed the loss from: inputs, labels, masks, streams.
         streams: The random streams at the end.
         sharp: How many steps were sharpness-aware.
+        looks: How many passes ran only to see whether others see the displaced weights.
         frozen: Parameters taken from the optimizer after the first epoch: their values then and at the end.
     """
 
@@ -71,6 +74,7 @@ class Observed:
     passes: list[list[Any]] = field(default_factory=list)
     streams: Any = None
     sharp: int = 0
+    looks: int = 0
     frozen: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
@@ -114,7 +118,13 @@ def observe(name: str, method: str | None) -> Observed:
         AlgorithmOn(Event.BEFORE_LOSS, lambda state: seen.passes[-1].append(_what_the_loss_is_computed_from(state))),
         AlgorithmOn(Event.EPOCH_START, note_frozen),
     ]
-    with warnings.catch_warnings():
+
+    def counting(evaluation: Evaluation, *args: Any) -> Any:
+        seen.looks += 1
+        return aside(evaluation, *args)
+
+    aside = Evaluation._aside
+    with warnings.catch_warnings(), patch.object(Evaluation, "_aside", counting):
         if entry.quiet:
             warnings.filterwarnings("ignore", message=entry.quiet)
         algorithm = _counted(entry.make(), seen.applied)
@@ -138,7 +148,7 @@ def _shown_the_same(seen: list[Any], method: Method) -> bool:
 def problems(name: str, method: str) -> list[str]:
     """What a run with the method does to an algorithm that a run without does not."""
     seen, plain, used = observe(name, method), observe(name, None), METHODS[method]
-    more = seen.sharp * (passes(used) - 1)
+    more = seen.sharp * (passes(used) - 1) + seen.looks
     expected = {
         event: count * (STEPS + more) // STEPS if event in WITHIN_A_PASS else count
         for event, count in plain.applied.items()
@@ -146,6 +156,7 @@ def problems(name: str, method: str) -> list[str]:
     first_is_plain = int(isinstance(used, MomentumSAM))
     sharp = range(1, STEPS) if isinstance(used, (AESAM, AELookSAM)) else [STEPS - first_is_plain]
     checks = {
+        "looks at one displaced pass only": seen.looks <= 2,
         "trains": len(seen.passes) == STEPS,
         "takes the kinds of steps that it should": seen.sharp in sharp,
         "runs its passes on sharp steps": sum(len(step) - 1 for step in seen.passes) == more,

@@ -52,6 +52,7 @@ def test_the_trainer_takes_the_steps_of_a_hand_written_loop(method: Method) -> N
     assert memory["sharp"] > 0
 
 
+@pytest.mark.usefixtures("without_looks")
 def test_every_microbatch_is_narrowed() -> None:
     model, used = classifier(), SAM(ascent_fraction=0.5, interval=2)
     spy = Spy(model)
@@ -66,6 +67,7 @@ class Noise(nn.Module):
         return x + 0.1 * torch.randn_like(x)
 
 
+@pytest.mark.usefixtures("without_looks")
 @pytest.mark.filterwarnings("ignore:Some targets have less than 1 total probability")  # Composer's, by rounding
 @pytest.mark.parametrize(
     "algorithms",
@@ -91,6 +93,7 @@ def test_a_sample_has_one_input_and_one_label_in_both_passes(algorithms: list[An
             assert same(spy.labels[few], [y[: len(y) // 2] for y in spy.labels[every]])
 
 
+@pytest.mark.usefixtures("without_looks")
 def test_algorithms_see_whole_microbatches_and_outputs_at_every_event() -> None:
     seen: list[tuple[int, int]] = []
     in_a_pass = [Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.BEFORE_LOSS, Event.AFTER_LOSS, Event.AFTER_BACKWARD]
@@ -220,6 +223,7 @@ class OnMappings(ComposerClassifier):
         return nn.functional.cross_entropy(outputs, batch["y"])
 
 
+@pytest.mark.usefixtures("without_looks")
 def test_mappings_and_lists_of_strings_are_narrowed() -> None:
     model = OnMappings(nn.Linear(6, 3), num_classes=3)
     names: list[list[str]] = []
@@ -228,6 +232,7 @@ def test_mappings_and_lists_of_strings_are_narrowed() -> None:
     assert names == [["0", "1"], ["0", "1", "2", "3"]]
 
 
+@pytest.mark.usefixtures("without_looks")
 def test_loss_logged_is_that_of_the_samples_of_the_first_pass() -> None:
     model = classifier()
     spy = Spy(model)

@@ -75,6 +75,7 @@ def test_the_statistic_is_the_squared_norm_and_decides(method: Method) -> None:
     assert min(norms) > 0
 
 
+@pytest.mark.usefixtures("without_looks")
 @pytest.mark.parametrize("size", [8, 4])
 @pytest.mark.parametrize("method", EVERY_METHOD)
 def test_the_gradients_logged_are_those_that_the_model_computed(method: Method, size: int) -> None:

@@ -125,6 +125,7 @@ def _run_with_draws(method: Method | None) -> tuple[list[int], list[Tensor], Any
     return counts, drawn, (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
 
 
+@pytest.mark.usefixtures("without_looks")
 @pytest.mark.parametrize("method", EVERY_KIND_ON_THE_WHOLE_BATCH)
 def test_all_passes_draw_the_same_and_the_streams_end_as_without_the_method(method: Method) -> None:
     counts, drawn, streams = _run_with_draws(method)

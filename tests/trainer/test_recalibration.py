@@ -14,10 +14,11 @@ from composer.loggers import InMemoryLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from sam_algos import MomentumSAM, recalibrate
+from sam_algos import Method, MomentumSAM, recalibrate
 from sam_algos.trainer import RecalibrateBatchNorm
 from tests.trainer.training import (
     BATCHES,
+    EVERY_KIND,
     On,
     classifier,
     fit,
@@ -117,6 +118,14 @@ def test_every_evaluation_is_recalibrated_and_training_does_not_notice(interval:
     run = fit(METHOD, EVERY, eval_dataloader=loader(), eval_interval=interval, callbacks=[seen])
     for values in seen.seen:
         assert same(statistics(values), expected(values, loader()))
+
+
+@pytest.mark.parametrize("method", EVERY_KIND)
+def test_methods_of_several_passes_are_recalibrated_too(method: Method) -> None:
+    """Whose last pass is a repetition, in which BatchNorm does not track."""
+    run = fit(method, RecalibrateBatchNorm(batches=4), loggers=[InMemoryLogger()])
+    assert logged(run, "recalibration/forwards") == [4.0]
+    assert same(statistics(weights(run)), expected(weights(run), loader()))
 
 
 def test_persistent_workers_go_on_with_the_epoch() -> None:

@@ -122,7 +122,7 @@ class Fragile(nn.Module):
 
 def failure(name: str, where: str, folder: Path) -> dict[str, Any]:
     """An exception in the first pass at displaced weights, or in the one for the gradient there, on all processes."""
-    number = 3 if name == "esam" and where != "forward" else 2
+    number = 2 + (name == "esam" and where != "forward") + (name == "randomsam")  # whose second one only looks, at w
     fragile = Fragile(number if where == "forward" else 0)
     passes, before = fragile.notes.outputs, {}
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 import torch
 from torch.optim import Optimizer
@@ -107,6 +107,8 @@ class Method(Options, WrapsOptimizer, ABC):
         ValueError: If an argument is outside its range or has no effect beside a part that takes its place, or two
             parts exclude one another.
     """
+
+    title: ClassVar[str] = ""  # the paper's name of the method, where it is not the class's
 
     synchronize: bool = field(default=False, kw_only=True)
     nonfinite: Literal["pass", "skip"] = field(default="pass", kw_only=True)

@@ -170,7 +170,7 @@ def _result_of(run: Run, row: str) -> Result:
     part = "evaluation data" if recipe.eval_dataset else f"{recipe.train_dataset.get('evaluate', 'test')} data"
     return Result(
         row, recipe.seed, Path(run.folder), run.summary(),
-        title=name if spelling(name) == spelling(row) else row,
+        title=(getattr(method, "title", "") or name) if spelling(name) == spelling(row) else row,
         decides=method is not None and method.composition().policy != SAM().parts().policy,
         evaluated_on=f"{part} ({len(data.dataset):,} samples)",
     )  # fmt: skip

@@ -109,6 +109,8 @@ class AESAM(Method):
         True
     """
 
+    title: ClassVar[str] = "AE-SAM"
+
     rho: Radius = 0.05
     delta: UnitInterval = 0.9
     lambda_1: Finite = -1.0
@@ -171,6 +173,8 @@ class AELookSAM(Method):
         >>> optimizer.metrics["sam/applied"]
         1.0
     """
+
+    title: ClassVar[str] = "AE-LookSAM"
 
     rho: Radius = 0.05
     alpha: NonNegative = 0.3

@@ -5,6 +5,7 @@ ICML 2022, https://arxiv.org/abs/2206.04920.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -85,6 +86,8 @@ class FisherSAM(Method):
         >>> optimizer.metrics["sam/gradients"]
         2.0
     """
+
+    title: ClassVar[str] = "Fisher SAM"
 
     rho: Radius = 0.05
     eta: NonNegative = 1.0

@@ -86,6 +86,8 @@ class FriendlySAM(Method):
         2.0
     """
 
+    title: ClassVar[str] = "Friendly SAM"
+
     rho: Radius = 0.05
     sigma: NonNegative = 1.0
     lmbda: UnitInterval = 0.9

@@ -71,6 +71,8 @@ class GradientNormPenalty(Method):
         2.0
     """
 
+    title: ClassVar[str] = "Gradient norm penalty"
+
     rho: Radius = 0.05
     alpha: NonNegative = 0.8
 

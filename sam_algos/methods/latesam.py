@@ -76,6 +76,8 @@ class LateSAM(Method):
         [0.0, 0.0, 1.0, 1.0]
     """
 
+    title: ClassVar[str] = "Late SAM"
+
     rho: Radius = 0.05
     start: Probability = 0.9
 

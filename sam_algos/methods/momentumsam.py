@@ -148,6 +148,8 @@ class MomentumSAM(Method):
         (1.0, 1.0)
     """
 
+    title: ClassVar[str] = "Momentum-SAM"
+
     rho: Radius = 3.0
     buffer: str | None = field(default=None, kw_only=True)
 

@@ -5,6 +5,7 @@ NeurIPS 2023, https://arxiv.org/abs/2306.04226.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sam_algos.core import tensors
 from sam_algos.core.names import Name
@@ -79,6 +80,8 @@ class SAMON(Method):
         >>> optimizer.metrics["sam/gradients"]
         2.0
     """
+
+    title: ClassVar[str] = "SAM-ON"
 
     rho: Radius = 0.05
 

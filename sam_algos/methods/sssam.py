@@ -127,6 +127,8 @@ class SSSAM(Method):
         [0.0, 0.0, 1.0, 1.0]
     """
 
+    title: ClassVar[str] = "SS-SAM"
+
     rho: Radius = 0.05
     probability: Probability = 0.5
     seed: Seed = 0

@@ -47,7 +47,7 @@ def test_two_methods_side_by_side(write: Write, capsys: Capture) -> None:
     assert 0 < sgd["cpu_seconds"] < sgd["train_seconds"] * 8
     assert [row["method"] for row in found["table"]] == ["sgd", "aesam"]
     assert found["table"][1]["gradients"] == aesam["gradients"] / 2
-    assert found["conclusion"].startswith("In a single run each, which is mostly noise, AESAM is ")
+    assert found["conclusion"].startswith("In a single run each, which is mostly noise, AE-SAM is ")
     assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
     assert Path("runs/both/aesam/checkpoints").is_dir()
 

@@ -72,23 +72,10 @@ class OwnRadii:
     def _keep(self, optimizer: Optimizer) -> None:
         groups = optimizer.param_groups
         if len(groups) != len(self._groups) or not all(map(operator.is_, groups, self._groups)):
-            if own := self.by_parameter():
-                self._put_back(groups, own)
+            own, known = self.by_parameter(), set(map(id, self._groups))
+            for group in groups if own else ():
+                first = id(group["params"][0]) if group["params"] else None
+                if id(group) not in known and "rho" not in group and first in own:
+                    group["rho"] = own[first]
             self._groups = list(groups)
         self._radii = [group.get("rho") for group in groups] if self._ours else [None] * len(groups)
-
-    def _put_back(self, groups: list[dict[str, Any]], own: dict[int, float]) -> None:
-        """Give groups that took the place of others the radius of their first parameter.
-
-        Where sharding has replaced the parameters as well, groups are the same by their number.
-        """
-        known = set(map(id, self._groups))
-        params = {id(p) for group in self._groups for p in group["params"]}
-        for i, group in enumerate(groups):
-            if id(group) in known or "rho" in group or not group["params"]:
-                continue
-            rho = own.get(first := id(group["params"][0]))
-            if first not in params and len(groups) == len(self._groups):
-                rho = self._radii[i]
-            if rho is not None:
-                group["rho"] = rho

@@ -109,10 +109,17 @@ def test_changed_during_training_is_the_one_that_survives() -> None:
     assert moved(model, optimizer) == [False, True]
 
 
-def test_taken_away_by_the_program_stays_away() -> None:
+@pytest.mark.parametrize("add", [False, True], ids=["", "while a group is added"])
+def test_taken_away_by_the_program_stays_away(add: bool) -> None:
     model = make_model("mlp")
     optimizer = wrapped(SAM(rho=0.5), model, rho=0.0)
+    others = optimizer.param_groups.pop()
+    if not add:
+        optimizer.add_param_group(others)
+    optimizer.step(Closure(model, optimizer, make_batches(1)[0]))
     del optimizer.param_groups[0]["rho"]
+    if add:
+        optimizer.add_param_group(others)
     assert moved(model, optimizer) == [True, True]
 
 

@@ -51,7 +51,7 @@ def _momenta(run: Any) -> list[torch.Tensor]:
     return [state[MOMENTUM].clone() for state in optimizer_state(run)["state"].values()]
 
 
-METHODS = [cls() for cls in sam_algos.METHODS.values()]
+METHODS = [case.values[0] for case in EVERY_METHOD if case.id in sam_algos.METHODS]
 MOVES = [
     *((None, method) for method in METHODS),
     *((method, None) for method in METHODS),

@@ -214,21 +214,8 @@ class Evaluation:
 
     def _run(self, point: Point | None, selection: Selection, synchronized: bool, with_gradient: bool) -> _Result:
         """Run a pass, and take in what it leaves."""
-        if self._ran and not self.repeatable:
-            raise RuntimeError("A part asks for a second pass; a perturbation that reads one has own_pass = True.")
-        if with_gradient and synchronized and self._averaged:
-            refuse_memory_of_hooks(self.model())
-        plan = Pass(
-            params=self.params,
-            selection=selection,
-            synchronize=synchronized,
-            gradient=with_gradient,
-            losses=self._around.reads_losses and selection is EVERYTHING,
-            repeatable=self.repeatable,
-        )
         look = self._look(point) if with_gradient else None
-        if look is not None:
-            plan = plan._replace(repeatable=True)
+        plan = self._plan(selection, synchronized, with_gradient, repeatable=self.repeatable or look is not None)
         if self.latest is not None:
             tensors.own_(self.latest.values, self.latest.params)  # a part may hold it through this pass
         for p in self.params if self._ran else ():
@@ -236,8 +223,11 @@ class Evaluation:
         if self._ran and self._around.private:
             self.base.zero_grad()  # also those of samples, which the base optimizer would take for one batch's
         self.latest = None
-        places = [place for place in (look, point and point.displaced) if place is not None]
-        outcome = self._pass(plan, *places, first=not self._ran)
+        places = [] if point is None else [point.displaced]
+        known = (
+            self._began is selection
+        )  # the loss at w; then, too, a model that compiles has done so for these samples
+        outcome = self._pass(plan, *([look] if look is not None and known else []), *places, first=not self._ran)
         self._ran += 1
         share = 1.0 if outcome is None else outcome.share
         self._shares[with_gradient].append(share)
@@ -255,10 +245,25 @@ class Evaluation:
         result = _Result(self.latest, outcome.losses, outcome.synchronized, with_gradient, share)
         self._known(point)[selection] = result
         if look is not None and self.latest is not None:
-            there = Left(outcome.loss, self.latest)
-            if look.judge(there, self._losses(point, selection, outcome.loss), partial(self._aside, plan)):
+            there, at_w = Left(outcome.loss, self.latest), [self.loss] if known else []
+            if look.judge(there, at_w, partial(self._aside, plan)):
                 self._around.sight.settle(self._closure, look)
         return result
+
+    def _plan(self, selection: Selection, synchronized: bool, with_gradient: bool, *, repeatable: bool) -> Pass:
+        """How the next pass is to be run, if it may run."""
+        if self._ran and not self.repeatable:
+            raise RuntimeError("A part asks for a second pass; a perturbation that reads one has own_pass = True.")
+        if with_gradient and synchronized and self._averaged:
+            refuse_memory_of_hooks(self.model())
+        return Pass(
+            params=self.params,
+            selection=selection,
+            synchronize=synchronized,
+            gradient=with_gradient,
+            losses=self._around.reads_losses and selection is EVERYTHING,
+            repeatable=repeatable,
+        )
 
     def _pass(self, plan: Pass, *places: AbstractContextManager[Any], first: bool) -> Outcome | None:
         """Run the closure, at the weights or within what displaces them."""
@@ -287,14 +292,6 @@ class Evaluation:
             return None
         moving = around.moving(self.params, self.radius)
         return Look(model, point.displaced, moving) if moving else None
-
-    def _losses(self, point: Point | None, selection: Selection, loss: Any) -> tuple[Any, Any] | None:
-        """The loss at ``w`` and at a point, on the same samples; None where no pass has told the first."""
-        if self._began is selection:
-            return self.loss, loss
-        here, there = (self._known(place).get(EVERYTHING) for place in (None, point))
-        told = here is not None and there is not None and here.losses is not None and there.losses is not None
-        return (here.losses, there.losses) if told else None  # pyright: ignore[reportOptionalMemberAccess]
 
     def _aside(self, plan: Pass, *places: AbstractContextManager[Any]) -> Left | None:
         """Run the closure once more, uncounted, and put the gradients back that lie on the parameters."""

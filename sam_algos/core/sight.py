@@ -82,7 +82,7 @@ def _code(closure: Any) -> Any:
 
 
 class Look:
-    """A look at one displaced pass, which runs within ``with look:``.
+    """A look at one displaced pass. It, or the one at ``w`` that it is compared with, runs within ``with look:``.
 
     Args:
         model: The model that the passes run.
@@ -108,27 +108,26 @@ class Look:
         self._hook.remove()
 
     def _note(self, module: nn.Module, args: Any) -> None:
-        """A layer runs. A hook for all modules, unlike those of one, does not make a compiled model compile anew."""
-        if not torch.compiler.is_compiling():
-            self._idle = self._idle - self._owned.get(module, set())
+        """A layer runs. A hook for all modules makes no compiled model compile anew, as long as it has compiled."""
+        self._idle -= self._owned.get(module, set())
 
-    def judge(self, there: Left, losses: tuple[Any, Any] | None, rerun: Rerun) -> bool:
+    def judge(self, there: Left, at_w: Sequence[Any], rerun: Rerun) -> bool:
         """Judge the pass; whether that was possible, which a gradient of zero or an overflow does not allow.
 
         Args:
             there: What the pass left.
-            losses: At ``w``, and displaced, on the same samples; None if no pass at ``w`` has told the first.
+            at_w: The loss at ``w`` on the same samples; empty if no pass has told it.
             rerun: Runs more passes.
 
         Raises:
             RuntimeError: If the pass did not see the displaced weights.
         """
-        if losses is None:
-            before = None if hook_with_memory(self.model) is not None else rerun()
+        if not at_w:
+            before = None if hook_with_memory(self.model) is not None else rerun(self)
             if before is None:
                 return False
-            losses = before.loss, there.loss
-        [same] = self.processes.all([_same(*losses)])
+            at_w = [before.loss]
+        [same] = self.processes.all([_same(at_w[0], there.loss)])
         suspects = self._suspects(there.gradient, same)
         if not (same or suspects) or hook_with_memory(self.model) is not None:
             return True
@@ -139,8 +138,8 @@ class Look:
             if unread := self._unread(suspects, rerun):
                 raise RuntimeError(_what_is_unseen(unread, self.model))
         elif same:
-            at_w = rerun()
-            equal = at_w is not None and _equal(at_w.gradient, there.gradient) and not self._stands_still
+            before = rerun()
+            equal = before is not None and _equal(before.gradient, there.gradient) and not self._stands_still
             if self.processes.all([equal])[0]:
                 _warn_of_small_radius(self._moving)
         return True

@@ -105,3 +105,31 @@ def test_a_parameter_whose_memory_changes_is_recognised_anew() -> None:
             assert torch.equal(p, before + 0.5)
             assert (p.data_ptr() != address) == swaps
         assert torch.equal(p, before)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_autograd_takes_both_ways_for_changes_in_place(name: str) -> None:
+    """A graph that has saved weights is refused once they are others: displaced, or back."""
+    params = STORED[name][0]()
+    directions = [torch.ones_like(p) for p in params]
+    point = Displacement(lambda: params)(params, directions, [torch.tensor(0.1)] * len(params))
+    clean = sum((p.square().sum().abs() for p in params), torch.zeros(()))
+    with point:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            clean.backward()
+        displaced = sum((p.square().sum().abs() for p in params), torch.zeros(()))
+        displaced.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        displaced.backward()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_direction_of_zero_is_told_as_long_as_it_is_known(known: bool) -> None:
+    params = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))]
+    directions = [torch.zeros(2), torch.ones(3)]
+    point = Displacement(lambda: params)(params, directions, [torch.tensor(0.1)] * 2)
+    if not known:
+        with point:
+            pass
+    assert point.stands_still(params[:1]) is known
+    assert not point.stands_still(params)

@@ -350,9 +350,11 @@ def test_a_look_leaves_no_trace(make: Callable[[], nn.Module], method: Method, m
             pytest.skip("groups have no batch statistics")
         optimizer = wrap(method, model, "momentum")
         torch.manual_seed(5)
-        losses = [float(optimizer.step(Closure(model, optimizer, batch))) for batch in make_batches(3)]
-        gradients = [p.grad for p in model.parameters()]
-        ends.append((snapshot(model, optimizer), optimizer.metrics, losses, gradients, torch.get_rng_state()))
+        seen = []
+        for batch in make_batches(3):
+            seen.append(float(optimizer.step(Closure(model, optimizer, batch))))
+            seen += [optimizer.metrics, *(p.grad for p in model.parameters())]
+        ends.append((snapshot(model, optimizer), seen, torch.get_rng_state()))
     assert same(*ends)
 
 
@@ -486,7 +488,9 @@ def test_a_users_cache_is_left_as_the_first_pass_left_it() -> None:
         assert torch.equal(kept.detach(), weight)
 
 
-def test_looking_makes_no_compiled_model_compile_anew() -> None:
+@pytest.mark.parametrize("method", [SAM(rho=0.3), RandomSAM(rho=0.3)], ids=str)
+def test_looking_makes_no_compiled_model_compile_anew(method: Method) -> None:
+    """Nor in parts, where the first pass is looked at and compiles."""
     compiled: list[Any] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -496,9 +500,9 @@ def test_looking_makes_no_compiled_model_compile_anew() -> None:
     torch._dynamo.reset()
     model = network()
     fast = torch.compile(model, backend=backend)
-    optimizer = wrap(SAM(rho=0.3), model)
+    optimizer = wrap(method, model)
     plain = network()
-    expected = wrap(SAM(rho=0.3), plain)
+    expected = wrap(method, plain)
     for batch in make_batches(3):
         optimizer.step(Closure(fast, optimizer, batch))
         expected.step(Closure(plain, expected, batch))

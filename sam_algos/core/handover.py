@@ -45,7 +45,7 @@ class Handover:
             ]
 
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._given is not None:  # a class may step through its base's step, which calls hooks again
+        if self._seen or self._given is not None:  # a class may step through its base's step, which calls hooks again
             return
         params = (p for group in optimizer.param_groups for p in group["params"])
         self._given = next(((p, p.grad) for p in params if p.grad is not None), None)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from sam_algos.core.radii import OwnRadii
 from sam_algos.method import Method
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ class SharpnessAwareMixin(Trainer if TYPE_CHECKING else object):
         return optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
-        """Load what the method remembered with them."""
+        """Load what the method remembered with them, and let parameter groups keep their own radii."""
+        optimizer: Any = self.optimizer
+        OwnRadii(getattr(optimizer, "optimizer", optimizer))
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and (file := Path(checkpoint, _FILE)).is_file():
             self._loaded = torch.load(file, weights_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -19,20 +20,19 @@ def skip_unheard_events(engine: Engine) -> None:
     Args:
         engine (Engine): A Trainer's.
     """
-    engine.run_event = partial(_run_event, engine, engine.run_event)
+    engine.run_event = partial(_run_event, engine, engine.run_event, cache(_acts))
 
 
-def _run_event(engine: Engine, run_event: Any, event: Event | str) -> Any:
+def _run_event(engine: Engine, run_event: Any, acts: Callable[[type, Event], bool], event: Event | str) -> Any:
     event, state = Event(event), engine.state
     if state.profiler is not None or any(algorithm.match(event, state) for algorithm in state.algorithms):
         return run_event(event)
-    acting = [callback for callback in state.callbacks if _acts(type(callback), event)]
+    acting = [callback for callback in state.callbacks if acts(type(callback), event)]
     for callback in sorted(acting, key=lambda one: isinstance(one, LoggerDestination)):  # loggers come last
         callback.run_event(event, state, engine.logger)
     return {}
 
 
-@cache
 def _acts(kind: type[Callback], event: Event) -> bool:
     """Whether callbacks of a class act on an event."""
     return any(getattr(kind, name) is not getattr(Callback, name) for name in ("run_event", event.value))

@@ -128,23 +128,18 @@ class TrainAccuracy(Callback):
 
     def __init__(self) -> None:
         """Count nothing yet."""
-        self._targets: Any = None
         self._counts = torch.zeros(2, dtype=torch.int64)  # right ones, and all
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Count on the device."""
         self._counts = state.device.tensor_to_device(self._counts)
 
-    def before_forward(self, state: State, logger: Logger) -> None:
-        """Keep the labels, which algorithms may smooth or mix for the loss."""
-        self._targets = state.batch[1]
-
     def after_forward(self, state: State, logger: Logger) -> None:
-        """Count."""
-        outputs: Any = state.outputs
-        if outputs.ndim == 2 and not self._targets.is_floating_point():
-            self._counts[0] += (outputs.argmax(dim=1) == self._targets).sum()
-            self._counts[1] += len(self._targets)
+        """Count, before algorithms smooth or mix the labels for the loss."""
+        outputs, targets = state.outputs, state.batch[1]
+        if isinstance(outputs, torch.Tensor) and outputs.ndim == 2 and not targets.is_floating_point():
+            self._counts[0] += (outputs.argmax(dim=1) == targets).sum()
+            self._counts[1] += len(targets)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Log, and begin again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -20,13 +22,14 @@ class NoStep(torch.optim.SGD):
 def optimizer_side(method: Method, tensors: int, elements: int) -> Traffic:
     """A step whose passes only put gradients in place."""
     model = nn.ParameterList(nn.Parameter(torch.ones(elements)) for _ in range(tensors))
-    gradients = [[torch.ones(elements) for _ in range(tensors)] for _ in range(4)]
+    gradients = [[torch.ones(elements) for _ in range(tensors)] for _ in range(12)]
+    losses = itertools.count(1.0)  # another at the displaced weights
     optimizer = method.wrap(NoStep(model.parameters(), lr=0.1), model=model, total_steps=10)
 
     def closure() -> float:
         for p, g in zip(model, gradients.pop(), strict=True):
             p.grad = g
-        return 1.0
+        return next(losses)
 
     optimizer.step(closure)
     return count(lambda: optimizer.step(closure))

@@ -201,7 +201,8 @@ def test_several_processes_end_with_an_interrupt_and_find_what_one_finds(write: 
     while not list(Path().glob("runs/long/*/checkpoints/*.pt")) and going.poll() is None:
         time.sleep(0.05)
     going.send_signal(signal.SIGINT)
-    assert "interrupted" in going.communicate(timeout=60)[1].decode().splitlines()[-1]
+    said = going.communicate(timeout=60)[1].decode()
+    assert "interrupted\ngo on with: sam-algos compare " in said
     assert going.returncode == 130
     begun = [folder for folder in Path("runs/long").iterdir() if (folder / "metrics.jsonl").exists()]
     assert begun  # their files are kept

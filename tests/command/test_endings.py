@@ -89,9 +89,11 @@ def test_an_interrupted_comparison_goes_on_from_the_methods_that_are_done(
         fit(self)
 
     monkeypatch.setattr(Trainer, "fit", second)
-    assert main(["compare", str(write()), "--methods", "sgd,sam"]) == 130
+    assert main(["compare", str(write()), "--methods", "sgd,sam", "--jobs", "1"]) == 130
     advice = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(r"go on with: sam-algos compare \S+ --methods sgd,sam run_name=\S+ autoresume=true$", advice)
+    assert re.search(
+        r"go on with: sam-algos compare \S+ --methods sgd,sam --jobs 1 run_name=\S+ autoresume=true$", advice
+    )
     assert main(shlex.split(advice.removeprefix("go on with: "))[1:]) == 0
     assert len(fitted) == 3
 

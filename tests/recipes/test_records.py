@@ -111,6 +111,16 @@ def test_training_accuracy_is_logged_once_an_epoch(write: Write) -> None:
     assert 0 < right == pytest.approx(round(right), abs=1e-9)  # a count of samples, all of an epoch
 
 
+def test_training_accuracy_is_that_of_the_samples_that_the_first_pass_sees(write: Write) -> None:
+    narrow = ["algorithms.sam.ascent_fraction=0.5", "global_train_batch_size=360"]
+    assert main(["train", str(write()), "run_name=run", *narrow]) == 0
+    (line,) = (
+        line for line in read_metrics(Path("runs/run/metrics.jsonl")) if "metrics/train/MulticlassAccuracy" in line
+    )
+    right = 2 * 180 * line["metrics/train/MulticlassAccuracy"]
+    assert right == pytest.approx(round(right), abs=1e-9)
+
+
 def test_summary_of_a_run(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [
         {"batch": 1, "step_seconds": 1.0, "sam/applied": 0.0, "sam/fraction": 0.0, "sam/gradients": 1.0},

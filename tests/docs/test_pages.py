@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -58,6 +59,17 @@ def test_the_commands_of_a_page_are_valid(name: str) -> None:
             options = next((i for i, argument in enumerate(arguments) if argument[:2] == "--"), len(arguments))
             command, arguments = "validate", arguments[:options]
         assert main([command, *arguments]) == 0
+
+
+def test_the_figures_of_readme_are_those_of_the_committed_comparison() -> None:
+    found = json.loads((ROOT / "benchmarks/results/compare-mnist1d/compare.json").read_text())
+    gains = {row["method"]: row["difference"] for row in found["table"]}
+    text = " ".join(PAGES["README.md"].read_text().split())
+    for method, words in (("momentumsam", "Momentum-SAM is {} points more"), ("sam", "SAM {} points for twice")):
+        assert words.format(f"{gains[method]['mean']:.1f} ± {gains[method]['half']:.1f}") in text
+    assert {row["seed"] for row in found["results"]} == set(range(1000, 1016)) and "(16 seeds, 10,000 test" in text
+    table = PAGES["benchmarks/README.md"].read_text()
+    assert all(f"{row['value']['mean']:.1f} ± {row['value']['half']:.1f}" in table for row in found["table"])
 
 
 def test_readme_is_short() -> None:

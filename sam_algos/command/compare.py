@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  sam-algos compare mnist1d                                       four methods, three seeds, a minute and a half
+  sam-algos compare mnist1d                                       four methods, three seeds, under two minutes
   sam-algos compare digits --methods sgd,sam,aesam,momentumsam_recalibrated --seeds 5
   sam-algos compare mine.yaml --methods adamw,aesam run_name=first autoresume=true
 

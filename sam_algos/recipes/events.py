@@ -14,8 +14,7 @@ def skip_unheard_events(engine: Engine) -> None:
     """Have an engine call only the callbacks that act on an event.
 
     Composer runs a dozen events a pass. For each of them it calls every callback, and formats a line of debugging for
-    every call. Events on which an algorithm acts run as they do in Composer, and with a profiler all events do, as its
-    ranges come from there.
+    every call. With a profiler all events run as they do in Composer, as its ranges come from there.
 
     Args:
         engine (Engine): A Trainer's.
@@ -25,12 +24,14 @@ def skip_unheard_events(engine: Engine) -> None:
 
 def _run_event(engine: Engine, run_event: Any, acts: Callable[[type, Event], bool], event: Event | str) -> Any:
     event, state = Event(event), engine.state
-    if state.profiler is not None or any(algorithm.match(event, state) for algorithm in state.algorithms):
+    if state.profiler is not None:
         return run_event(event)
+    matching = any(algorithm.match(event, state) for algorithm in state.algorithms)
+    traces = engine._run_algorithms(event) if matching else {}
     acting = [callback for callback in state.callbacks if acts(type(callback), event)]
     for callback in sorted(acting, key=lambda one: isinstance(one, LoggerDestination)):  # loggers come last
         callback.run_event(event, state, engine.logger)
-    return {}
+    return traces
 
 
 def _acts(kind: type[Callback], event: Event) -> bool:

@@ -101,6 +101,7 @@ class StepTimes(Callback):
     def __init__(self) -> None:
         """Start with no step."""
         self._start = 0.0, 0.0
+        self._on_cpu = not torch.cuda.is_available()
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Start the clocks."""
@@ -109,12 +110,10 @@ class StepTimes(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         """Stop the clocks."""
         wall, cpu = (now - start for now, start in zip(self._now(), self._start, strict=True))
-        on_cpu = {} if torch.cuda.is_available() else {"step_cpu_seconds": cpu}
-        logger.log_metrics({"step_seconds": wall, **on_cpu})
+        logger.log_metrics({"step_seconds": wall, **({"step_cpu_seconds": cpu} if self._on_cpu else {})})
 
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        if torch.cuda.is_available():
+    def _now(self) -> tuple[float, float]:
+        if not self._on_cpu:
             torch.cuda.synchronize()
         return time.perf_counter(), time.process_time()
 
@@ -128,23 +127,26 @@ class TrainAccuracy(Callback):
 
     def __init__(self) -> None:
         """Count nothing yet."""
-        self._counts = torch.zeros(2, dtype=torch.int64)  # right ones, and all
+        self._right = torch.zeros((), dtype=torch.int64)
+        self._seen = 0
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Count on the device."""
-        self._counts = state.device.tensor_to_device(self._counts)
+        self._right = state.device.tensor_to_device(self._right)
 
     def after_forward(self, state: State, logger: Logger) -> None:
         """Count, before algorithms smooth or mix the labels for the loss."""
         outputs, targets = state.outputs, state.batch[1]
         if isinstance(outputs, torch.Tensor) and outputs.ndim == 2 and not targets.is_floating_point():
-            self._counts[0] += (outputs.argmax(dim=1) == targets).sum()
-            self._counts[1] += len(targets)
+            self._right += (outputs.argmax(dim=1) == targets).sum()
+            self._seen += len(targets)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Log, and begin again."""
-        dist.all_reduce(self._counts)
-        right, seen = self._counts.tolist()
+        counts = torch.stack([self._right, torch.full_like(self._right, self._seen)])
+        dist.all_reduce(counts)
+        right, seen = counts.tolist()
         if seen:
             logger.log_metrics({"metrics/train/MulticlassAccuracy": right / seen})
-        self._counts.zero_()
+        self._right.zero_()
+        self._seen = 0

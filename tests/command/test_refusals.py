@@ -38,7 +38,6 @@ WRONG = {
     "optimizer.name=sdg": "error: optimizer.name: unknown optimizer 'sdg'; did you mean 'SGD'?",
     "scheduler.name=cosin": "error: scheduler.name: unknown scheduler 'cosin'; did you mean 'cosine'?",
     "algorithms.aesm.rho=1": "error: algorithms.aesm: unknown algorithm 'aesm'; did you mean 'aesam'?",
-    "algorithms.aesam.rho=0": "error: algorithms.aesam.rho: ",
     "algorithms.aesam.rho=-0.1": "error: algorithms.aesam.rho: ",
     "algorithms.aesam.rho=big": "error: algorithms.aesam.rho: ",
     "algorithms.aesam.rh=1": "error: algorithms.aesam: unknown argument 'rh'; did you mean 'rho'?",
@@ -120,7 +119,7 @@ def test_only_one_process_speaks(write: Write, capsys: Capture, monkeypatch: pyt
 
 def test_traceback_is_there_for_those_who_ask(write: Write) -> None:
     with pytest.raises(ValueError, match="aesam"):
-        train.main(["--traceback", str(write()), "algorithms.aesam.rho=0"])
+        train.main(["--traceback", str(write()), "algorithms.aesam.rho=-1"])
 
 
 def test_help_and_errors_need_neither_torch_nor_composer() -> None:
@@ -129,7 +128,7 @@ def test_help_and_errors_need_neither_torch_nor_composer() -> None:
         "try: main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert main(['none.yaml']) == 2\n"
-        "assert main(['digits', 'algorithms.aesam.rho=0']) == 2\n"
+        "assert main(['digits', 'algorithms.aesam.rho=-1']) == 2\n"
         "assert not {'torch', 'composer', 'torchvision'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -138,7 +137,7 @@ def test_help_and_errors_need_neither_torch_nor_composer() -> None:
     assert "global_train_batch_size (int)" in done.stdout
     first, second = done.stderr.splitlines()
     assert first.startswith("error: none.yaml: no such recipe; ")
-    assert second.startswith("error: algorithms.aesam.rho: must be a finite number > 0, or a schedule")
+    assert second.startswith("error: algorithms.aesam.rho: must be a finite number >= 0, or a schedule")
 
 
 def test_recipe_is_required(capsys: Capture) -> None:

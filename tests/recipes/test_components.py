@@ -65,7 +65,7 @@ def test_mixture_keeps_its_order() -> None:
     [
         ({"aesma": {}}, "algorithms.aesma: unknown algorithm 'aesma'; did you mean 'aesam'?"),
         ({"aesam": {"rh": 1}}, "algorithms.aesam: unknown argument 'rh'; did you mean 'rho'?"),
-        ({"aesam": {"rho": 0}}, "algorithms.aesam.rho: "),
+        ({"aesam": {"rho": -1}}, "algorithms.aesam.rho: "),
         ({"asam": {"rho": -1.0}}, "algorithms.asam.rho: "),
         ({"sam": {"rho": "big"}}, "algorithms.sam.rho: "),
         ({"sam": {"rho": float("nan")}}, "algorithms.sam.rho: "),

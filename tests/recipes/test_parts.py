@@ -100,7 +100,7 @@ WRONG_SCHEDULES: dict[str, tuple[Any, str]] = {
         {"name": "linear", "end": -1.0},
         "algorithms.sam.rho.end: must be a finite number >= 0, got -1.0",
     ),
-    "neither": ("cosine", "algorithms.sam.rho: must be a finite number > 0, or a schedule {name: ...}, got 'cosine'"),
+    "neither": ("cosine", "algorithms.sam.rho: must be a finite number >= 0, or a schedule {name: ...}, got 'cosine'"),
     "another part": ({"name": "interval"}, "algorithms.sam.rho.name: unknown schedule 'interval'"),
 }
 

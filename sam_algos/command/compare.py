@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     picture = draw(results, results[0].folder.parent / "compare.png")
     if args.json:
         summary = {"table": standings(results), "conclusion": conclusion(results), "picture": str(picture)}
-        print(json.dumps({"results": rows(results), **summary}))
+        print(json.dumps({"results": rows(results), **summary}, allow_nan=False))
     else:
         print(f"\n{table(results)}\n\npicture: {picture}\n\n{conclusion(results)}", flush=True)
     return 0

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from sam_algos.command.ending import rank, resumable, stopping
 from sam_algos.command.train import train
 from sam_algos.recipes.comparison import Result
+from sam_algos.recipes.errors import RecipeError
 from sam_algos.recipes.names import spelling
 from sam_algos.recipes.schema import Recipe
 
@@ -41,14 +42,16 @@ def contest(entries: Sequence[Entry], name: str, jobs: int | None) -> list[Resul
         jobs (int | None): Processes at a time. None is 2 on a CPU with several cores, and 1 otherwise.
 
     Returns:
-        list[Result]: In the order of the entries, and the same for any `jobs`.
+        list[Result]: In the order of the entries, and the same for any `jobs` that leaves a training as many threads.
 
     Raises:
-        RecipeError: For whatever is wrong with a recipe.
+        RecipeError: For whatever is wrong with a recipe, and for several jobs on a GPU or under a launcher.
     """
     cores = os.cpu_count() or 1
     on_cpu = entries[0][1].device in (None, "cpu") and not torch.cuda.is_available()
     alone = not on_cpu or int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if alone and jobs is not None and jobs > 1:
+        raise RecipeError("--jobs", f"must be 1 on a GPU and with several processes a training, got {jobs}")
     jobs = jobs or (1 if alone or cores == 1 else 2)
     # Sums over threads differ in their last bits with the number of threads, so one job takes no more than each of two.
     threads = max(1, cores // max(2, jobs)) if on_cpu and "OMP_NUM_THREADS" not in os.environ else None
@@ -74,7 +77,12 @@ def _side_by_side(entries: Sequence[Entry], name: str, jobs: int, threads: int |
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(threads,))
     results: dict[int, Result] = {}
-    with _named(entries, name) as entries, _stopped(pool), tqdm(total=len(entries), unit="run", disable=None) as bar:
+    with (
+        _named(entries, name) as entries,
+        _terminable(),
+        _stopped(pool),
+        tqdm(total=len(entries), unit="run", disable=None) as bar,
+    ):
         todo, going = list(enumerate(entries)), {}
         while todo or going:
             while todo and len(going) < jobs:  # no more, so that the bar names those that are trained
@@ -132,6 +140,16 @@ def _claimed(pattern: str, own: str) -> tuple[str, tuple[Path, ...]]:
 
 
 @contextmanager
+def _terminable() -> Iterator[None]:
+    """End by an exception when terminated, so that the processes of the pool end, too."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _stopped(pool: ProcessPoolExecutor) -> Iterator[None]:
     """End the pool; after an error or an interrupt at once, each training with its files in order."""
     try:
@@ -147,9 +165,9 @@ def _stopped(pool: ProcessPoolExecutor) -> Iterator[None]:
 
 def _start(threads: int | None) -> None:
     """Set up a process of the pool."""
+    import_module("sam_algos.recipes.bootstrap")  # first, as Composer sets signal handlers of its own
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process ends the others
     _use(threads)
-    import_module("sam_algos.recipes.bootstrap")
     gc.freeze()  # else every full collection goes through all that Composer has imported
 
 
@@ -164,8 +182,8 @@ def _train(method: str, recipe: Recipe) -> Result:
 
 
 def _result_of(run: Run, row: str) -> Result:
-    """What a training came to, without references to it."""
-    from sam_algos import SAM, Method  # imports Composer, which this process may not need
+    """The result of a training, free of references to its Trainer."""
+    from sam_algos import Interval, Late, Method  # imports Composer, which this process may not need
 
     state, recipe = run.trainer.state, run.settings
     method = next((algorithm for algorithm in state.algorithms if isinstance(algorithm, Method)), None)
@@ -175,6 +193,6 @@ def _result_of(run: Run, row: str) -> Result:
     return Result(
         row, recipe.seed, Path(run.folder), run.summary(),
         title=(getattr(method, "title", "") or name) if spelling(name) == spelling(row) else row,
-        decides=method is not None and method.composition().policy != SAM().parts().policy,
+        decides=method is not None and not isinstance(method.composition().policy, (Interval, Late)),
         evaluated_on=f"{part} ({len(data.dataset):,} samples)",
     )  # fmt: skip

@@ -53,7 +53,8 @@ class Activity:
 
     def end(self, memory: Mapping[str, Any]) -> None:
         """Training has ended: warn if no step of it was sharp, though the options did not say so."""
-        if not self._taken or memory["sharp"] or self._parts.policy.never:
+        at_first = self._asked == 1  # before the base optimizer has momentum, for one
+        if not self._taken or memory["sharp"] or at_first or self._parts.policy.never:
             return
         why = self._lack() if self._asked else f"{self._parts.policy!r} asked for none"
         if not self._asked and self._progress is not None and self._parts.policy.reads_progress:

@@ -24,6 +24,7 @@ __all__ = [
     "NAMED",
     "Finite",
     "Fraction",
+    "NameOrNone",
     "NonNegative",
     "NormOrder",
     "Options",
@@ -91,6 +92,9 @@ ProbabilityOrNone: TypeAlias = Annotated[float | None, _or_none(Probability)]
 PositiveOrNone: TypeAlias = Annotated[float | None, _or_none(Positive)]
 NormOrder: TypeAlias = Annotated[float, _number("a number >= 1, infinity included", lambda v: v >= 1)]
 PositiveInt: TypeAlias = Annotated[int, Range("an integer >= 1", lambda v: _is_int(v) and v >= 1)]
+NameOrNone: TypeAlias = Annotated[
+    str | None, Range("a name, or None", lambda v: v is None or (isinstance(v, str) and bool(v.strip("-"))))
+]
 Seed: TypeAlias = Annotated[int, Range("an integer >= 0", lambda v: _is_int(v) and v >= 0)]
 
 NAMED: dict[str, Range] = {

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sam_algos.core import shards, tensors
+from sam_algos.core.options import NameOrNone
 from sam_algos.core.part import Part, buffers_of
 from sam_algos.core.parts import Ascent, Parts, Perturbation
 from sam_algos.core.schedules import Radius
@@ -47,7 +48,7 @@ class Momentum(Perturbation):
     own_pass: ClassVar[bool] = False
 
     rho: Radius = 3.0
-    buffer: str | None = field(default=None, kw_only=True)
+    buffer: NameOrNone = field(default=None, kw_only=True)
 
     def ascend(self, step: Step) -> Ascent | None:
         """``-v``."""
@@ -151,7 +152,7 @@ class MomentumSAM(Method):
     title: ClassVar[str] = "Momentum-SAM"
 
     rho: Radius = 3.0
-    buffer: str | None = field(default=None, kw_only=True)
+    buffer: NameOrNone = field(default=None, kw_only=True)
 
     def parts(self) -> Parts:
         """Every step, against the momentum, the gradient found there."""

@@ -1,4 +1,4 @@
-"""What is expensive to make, kept in the user's cache folder."""
+"""A cache on disk for values that are expensive to make."""
 
 from __future__ import annotations
 

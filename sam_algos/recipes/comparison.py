@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -99,6 +100,8 @@ class Estimate:
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
         """The estimate from one value for each seed."""
+        if not all(map(math.isfinite, values)):
+            return cls(math.nan, None)
         if len(values) < 2:
             return cls(values[0], None)
         half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
@@ -144,7 +147,11 @@ def standings(results: Sequence[Result]) -> list[dict[str, Any]]:
     Returns:
         list[dict[str, Any]]: One for each method; see `Standing`.
     """
-    return [asdict(standing) for standing in _standings(results)]
+    found = [asdict(standing) for standing in _standings(results)]
+    for standing in found:  # JSON has no NaN
+        for name in ("value", "difference"):
+            standing[name]["mean"] = standing[name]["mean"] if math.isfinite(standing[name]["mean"]) else None
+    return found
 
 
 def _standings(results: Sequence[Result]) -> list[Standing]:
@@ -219,7 +226,7 @@ def _caption(results: Sequence[Result], on_cpu: bool) -> str:
 
 
 def conclusion(results: Sequence[Result]) -> str:
-    """What was seen, in one sentence: of the methods that are better than the first beyond their interval the cheapest.
+    """What was seen, in one sentence: the cheapest method whose gain exceeds its confidence interval.
 
     Args:
         results (Sequence[Result]): All of them.
@@ -229,7 +236,7 @@ def conclusion(results: Sequence[Result]) -> str:
     """
     first, *others = _standings(results)
     if any(result.summary.headline is None for result in results):
-        return "Nothing was evaluated, so nothing can be said."
+        return "Not every model was evaluated, so nothing can be said."
     sign, unit = (1, "points ") if _is_accuracy(results) else (-1, f"in {_metric(results)} ")
     if not others:
         return f"{first.title} was trained alone: there is nothing to compare it with."
@@ -243,7 +250,7 @@ def conclusion(results: Sequence[Result]) -> str:
     said = _compared(best, first, sign, unit)
     if best.difference.half is None:
         return f"In a single run each, which is mostly noise, {said}; --seeds 5 adds confidence intervals."
-    return f"No method is clearly better than {first.title}: {said}."
+    return f"No method is clearly better than {first.title}; of the others the best: {said}."
 
 
 def _compared(one: Standing, first: Standing, sign: int, unit: str) -> str:

@@ -1,4 +1,4 @@
-"""Events of a training, only for those who act on them: the others take half of a small network's step."""
+"""Skip callbacks that ignore an event: calling them takes half of a small network's step."""
 
 from __future__ import annotations
 

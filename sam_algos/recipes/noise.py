@@ -46,7 +46,7 @@ class LabelledImages(VisionDataset):
         return image if self.transform is None else self.transform(image), int(self.labels[index])
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
-        """What torch's DataLoader asks for a batch: the collated batch itself, or its samples."""
+        """What torch's DataLoader asks for a batch: the collated batch itself, or its samples; for `collate`."""
         if isinstance(self.images, TensorDataset) and self.transform is None:
             return [self.images.tensors[0][indices], self.labels[indices]]
         return [self[index] for index in indices]

@@ -54,7 +54,6 @@ WRONG = {
     "optimizer.name=sdg": "error: optimizer.name: unknown optimizer 'sdg'; did you mean 'SGD'?",
     "scheduler.name=cosin": "error: scheduler.name: unknown scheduler 'cosin'; did you mean 'cosine'?",
     "algorithms.aesm.rho=1": "error: algorithms.aesm: unknown algorithm 'aesm'; did you mean 'aesam'?",
-    "algorithms.aesam.rho=-1": "error: algorithms.aesam.rho: ",
     "algorithms.aesam.rho=-0.1": "error: algorithms.aesam.rho: ",
     "algorithms.aesam.rho=big": "error: algorithms.aesam.rho: ",
     "algorithms.aesam.rh=1": "error: algorithms.aesam: unknown argument 'rh'; did you mean 'rho'?",

@@ -116,6 +116,11 @@ def test_without_a_radius_sam_on_needs_no_normalisation_layer() -> None:
     list(steps(model, optimizer, make_batches(2)))
 
 
+def test_the_first_step_needs_no_direction() -> None:
+    """There is no momentum yet."""
+    trained(MomentumSAM(), 1).warn_if_idle()
+
+
 def test_acting_before_a_resume_counts() -> None:
     first = trained(SAM(interval=100), 3)
     model = make_model("mlp")

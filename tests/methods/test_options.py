@@ -33,6 +33,7 @@ class Every(Options):
     order: options.NormOrder = 2.0
     count: options.PositiveInt = 1
     seed: options.Seed = 0
+    name: options.NameOrNone = None
     integer: int = 0
     flag: bool = False
     scope: Literal["element", "layer"] = "element"
@@ -51,6 +52,7 @@ BAD: dict[str, list[Any]] = {
     "order": [0.99, 0, -2, -math.inf, *NOT_NUMBERS],
     "count": [0, -1, np.int64(0), *NOT_INTEGERS],
     "seed": [-1, *NOT_INTEGERS],
+    "name": ["", "-", 1, True, 0.1, [], b"x"],
     "integer": NOT_INTEGERS,
     "flag": [0, 1, "yes", None],
     "scope": ["tensor", "", None, 1, []],
@@ -68,6 +70,7 @@ GOOD: dict[str, list[Any]] = {
     "order": [1, 1.0, 1.001, 2, math.inf, np.float32("inf")],
     "count": [1, 10**6, np.int32(4)],
     "seed": [0, 10**9, 10**400, np.uint64(2**63)],
+    "name": [None, "exp_avg", "-velocity"],
     "integer": [0, -3, 10**9, np.int8(-3)],
     "flag": [True, False],
     "scope": ["element", "layer"],
@@ -85,6 +88,7 @@ ALLOWED = {
     "order": "a number >= 1, infinity included",
     "count": "an integer >= 1",
     "seed": "an integer >= 0",
+    "name": "a name, or None",
     "integer": "an integer",
     "flag": "True or False",
     "scope": "one of 'element', 'layer'",

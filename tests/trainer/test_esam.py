@@ -54,6 +54,7 @@ class _Watched(ComposerClassifier):
 _SHARED = pytest.mark.filterwarnings("ignore:Some targets have less than 1 total probability")
 
 
+@pytest.mark.usefixtures("without_looks")
 @_SHARED
 @pytest.mark.parametrize(
     "algorithm",

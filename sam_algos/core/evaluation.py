@@ -300,10 +300,11 @@ class Evaluation:
         tensors.own_(latest.values, latest.params)
         for p in self.params:
             p.grad = None
-        outcome = self._pass(plan, *places, first=False)
-        left = None if outcome is None or not outcome.complete else Left(outcome.loss, self._take(owned=False))
-        put_in_place(latest, self.params)
-        return left
+        try:
+            outcome = self._pass(plan, *places, first=False)
+            return None if outcome is None or not outcome.complete else Left(outcome.loss, self._take(owned=False))
+        finally:
+            put_in_place(latest, self.params)
 
     def _collect(self) -> Vector:
         """Take in the gradients that a pass left, and the norm of the first."""

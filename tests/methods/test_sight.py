@@ -545,3 +545,27 @@ def test_a_graph_of_before_the_step_can_be_used_no_more_after_it() -> None:
     for loss in kept:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+
+@pytest.mark.parametrize("method", [SAM(rho=0.05), MomentumSAM(rho=0.05)], ids=repr)
+@pytest.mark.parametrize("refuse", [ValueError, SystemExit])
+def test_a_program_that_refuses_weights_outside_of_its_domain_trains(
+    method: Method, refuse: type[BaseException]
+) -> None:
+    """Weights that no layer owns are moved further by the look, and such a program may not compute there."""
+    torch.manual_seed(0)
+    model = nn.ParameterDict({"w": nn.Parameter(torch.randn(4, 3)), "scale": nn.Parameter(torch.ones(3))})
+    optimizer = method.wrap(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), model=model)
+    x = torch.randn(8, 4)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        if float(model["scale"].detach().max()) > 1.2 or bool((model["scale"] <= 0).any()):
+            raise refuse("outside of the domain")
+        loss = ((x @ model["w"]) / model["scale"]).square().mean() + model["scale"].log().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+    assert optimizer.metrics["sam/applied"] == 1.0

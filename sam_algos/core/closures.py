@@ -83,6 +83,10 @@ class ClosurePasses(Passes):
             return outcome._replace(complete=False)
         return self._whole(outcome, [microbatch.loss for microbatch in self._earlier], plan)
 
+    def can_repeat(self) -> bool:
+        """Whether the closures of all microbatches so far were kept."""
+        return all(earlier.closure is not None for earlier in self._earlier)
+
     def again(self, closure: Callable[..., Any], plan: Pass) -> Outcome:
         """Run the closures of all microbatches again."""
         losses = []

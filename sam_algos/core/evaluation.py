@@ -246,8 +246,8 @@ class Evaluation:
         self._known(point)[selection] = result
         if look is not None and self.latest is not None:
             there, at_w = Left(outcome.loss, self.latest), [self.loss] if known else []
-            if look.judge(there, at_w, partial(self._aside, plan)):
-                self._around.sight.settle(self._closure, look)
+            settled = look.judge(there, at_w, partial(self._aside, plan))
+            self._around.sight.judged(look, settled=settled)
         return result
 
     def _plan(self, selection: Selection, synchronized: bool, with_gradient: bool, *, repeatable: bool) -> Pass:
@@ -288,10 +288,15 @@ class Evaluation:
         around, model = self._around, self.model()
         if around.private:  # one more pass would leave its gradients of samples to the base optimizer
             return None
-        if point is None or self.climbed or not around.sight.needs_look(self._closure, model):
+        if point is None or self.climbed or not around.passes.can_repeat():
             return None
-        moving = around.moving(self.params, self.radius)
-        return Look(model, point.displaced, moving) if moving else None
+        if not around.sight.needs_look(self._closure, model) or not (moving := around.moving(self.params, self.radius)):
+            return None
+        look = Look(model, point.displaced, moving)
+        if look.processes.unknown:  # a process that ran more passes than another could wait for it in vain
+            around.sight.judged(look, settled=True)
+            return None
+        return look
 
     def _aside(self, plan: Pass, *places: AbstractContextManager[Any]) -> Left | None:
         """Run the closure once more, uncounted, and put the gradients back that lie on the parameters."""

@@ -81,6 +81,10 @@ class Passes(ABC):
         self._objects: Callable[[], Iterable[object]] = tuple
         self._replay = Replay()
 
+    def can_repeat(self) -> bool:
+        """Whether all that this step has run so far was kept to be run again."""
+        return True
+
     def count_once(self, objects: Callable[[], Iterable[object]]) -> None:
         """Put back the attributes of the program's ``objects`` after each repetition of a pass."""
         self._objects = objects

@@ -86,6 +86,8 @@ class Processes:
 
     Attributes:
         alone (bool): Whether this process is the only one.
+        unknown (bool): Whether there are others of which the model says nothing: it may be a DDP model's ``module``,
+            or its program synchronises by itself.
     """
 
     def __init__(self, model: torch.nn.Module, params: Sequence[Tensor]) -> None:
@@ -95,6 +97,8 @@ class Processes:
         self._groups = [*replicated, *(mesh.get_group(dim) for mesh in meshes for dim in range(mesh.ndim))]
         self._device = local(params[0]).device if params else torch.device("cpu")
         self.alone = not self._groups
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self.unknown = self.alone and several
 
     def all(self, here: Sequence[bool]) -> list[bool]:
         """What holds on each of them. All have to ask, for as many things."""

@@ -29,6 +29,9 @@ from sam_algos.core.vector import Vector
 
 __all__ = ["Left", "Look", "Sight", "explain_stale_graph"]
 
+ATTEMPTS = 10
+"""After how many passes that could not be judged, of a zero gradient for example, nothing is looked at any more."""
+
 NUDGE = 0.5
 """How far suspects are moved, relative to their own size: enough to show in any precision, too little to do harm."""
 
@@ -50,6 +53,8 @@ class Sight:
     def __init__(self) -> None:
         self._settled: dict[int, tuple[Any, nn.Module]] = {}
         self._settled_by_all: nn.Module | None = None
+        self._looked: list[Any] = []  # code of closures whose passes are being looked at: of a step, all microbatches'
+        self._failed = 0
 
     def __reduce__(self) -> Any:
         """Copy and pickle as a new one: code objects cannot be pickled."""
@@ -61,13 +66,24 @@ class Sight:
             return False
         code = _code(closure)
         found = self._settled.get(id(code))
-        return found is None or found[0] is not code or found[1] is not model
+        wanted = found is None or found[0] is not code or found[1] is not model
+        if wanted and not any(code is other for other in self._looked):
+            self._looked.append(code)
+        return wanted
 
-    def settle(self, closure: Callable[..., Any], look: Look) -> None:
-        """Look no more at this closure's code; with several processes at none, as their closures may differ."""
+    def judged(self, look: Look, *, settled: bool) -> None:
+        """Look no more at the closures of this step; with several processes at none, as their closures may differ.
+
+        Args:
+            look: The step's.
+            settled: Whether it could be judged. After ``ATTEMPTS`` that could not, it counts as if.
+        """
+        looked, self._looked = self._looked, []
+        self._failed += not settled
+        if not settled and self._failed < ATTEMPTS:
+            return
         if look.processes.alone:
-            code = _code(closure)
-            self._settled[id(code)] = code, look.model
+            self._settled.update((id(code), (code, look.model)) for code in looked)
         else:  # one process that looked again would wait for the others in vain
             self._settled_by_all = look.model
 

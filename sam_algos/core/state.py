@@ -28,6 +28,7 @@ _ATOMS = frozenset({int, float, bool, str, bytes, type(None), type, FunctionType
 _GENERATORS = (torch.Generator, random.Random)
 LARGE = 2**20  # elements of a tensor in an attribute
 MANY = 1000  # entries of a container whose entries are looked into
+SEVERAL = 50  # the same, of an object that is no module
 SMALL = 1000  # elements of a tensor in an attribute of an object that is no module
 _PutBack = Callable[[], Any]
 
@@ -196,7 +197,7 @@ class ModuleState:
                 return
             yield from _container(value)
             inner = value.values() if isinstance(value, dict) else value
-            if len(value) <= MANY:
+            if len(value) <= (SEVERAL if program else MANY):  # longer ones of a program are data sets
                 held = [item for item in inner if type(item) not in _ATOMS]
                 yield from (put_back for item in held for put_back in self._content(item, program=program))
         elif isinstance(value, _GENERATORS) or kind.__module__.startswith("numpy.random"):

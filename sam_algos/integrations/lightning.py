@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam_algos.method import Method
@@ -255,7 +256,7 @@ class _Closure:
         module, closure, trainer = self._module, self._closure, self._module.trainer
         result, loggers = closure._result, trainer.loggers
         closure._zero_grad_fn = None  # nothing is there to be zeroed, and Lightning counts it
-        module._repeats, trainer.loggers = True, [_Silence() for _ in loggers]
+        module._repeats, trainer.loggers = True, [_Silence(logger) for logger in loggers]
         try:
             return closure()
         finally:
@@ -264,13 +265,35 @@ class _Closure:
 
 
 class _Silence:
-    """A logger, and all that it has, that does nothing."""
+    """A logger, and all that it has: its values can be read, its functions do nothing.
 
-    def __getattr__(self, name: str) -> _Silence:
-        return self
+    Args:
+        real: What it stands for; None where nobody knows, as for what a function would return.
+    """
+
+    def __init__(self, real: Any = None) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = None if self._real is None else getattr(self._real, name)
+        return value if isinstance(value, _PLAIN) else _Silence(value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> _Silence:
-        return self
+        return _Silence()
 
     def __getitem__(self, key: Any) -> _Silence:
+        return _Silence()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __enter__(self) -> _Silence:
         return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+_PLAIN = (str, bytes, int, float, bool, Path, list, tuple, dict)

@@ -627,3 +627,19 @@ def test_a_start_that_was_never_reached_is_told_at_the_end_of_fit(options: dict[
     with pytest.warns(UserWarning, match=r"None of \d+ steps was sharpness-aware.*Late\(start=0.9\)"):
         fit(Stops(LateSAM()), {**options, "max_epochs": 3})
     fit(Net(LateSAM()), {**options, "max_epochs": 3})
+
+
+def test_a_silent_logger_can_be_read_and_does_nothing() -> None:
+    from types import SimpleNamespace
+
+    from sam_algos.integrations.lightning import _Silence
+
+    said: list[str] = []
+    real = SimpleNamespace(log_dir="runs", version=3, experiment=SimpleNamespace(add=said.append), name=None)
+    silent = _Silence(real)
+    assert Path(silent.log_dir, "images") == Path("runs", "images") and silent.version >= 0
+    with silent.experiment as experiment:
+        experiment.add("a").again("b")
+    assert list(silent.experiment) == [] and said == []
+    with pytest.raises(AttributeError):
+        _ = silent.unknown

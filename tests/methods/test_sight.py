@@ -569,3 +569,57 @@ def test_a_program_that_refuses_weights_outside_of_its_domain_trains(
     for _ in range(3):
         optimizer.step(closure)
     assert optimizer.metrics["sam/applied"] == 1.0
+
+
+def _halves(x: Tensor) -> tuple[nn.Module, Callable[[], Tensor], Callable[[], Tensor]]:
+    model = nn.Linear(4, 1)
+
+    def one() -> Tensor:
+        (loss := model(x).square().mean()).backward()
+        return loss
+
+    def other() -> Tensor:
+        (loss := model(x).square().mean()).backward()
+        return loss
+
+    return model, one, other
+
+
+def test_the_last_microbatch_of_a_step_may_be_another_closure() -> None:
+    model, one, other = _halves(torch.randn(8, 4))
+    base = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = MomentumSAM(rho=0.5).wrap(base, model=model)
+    for _ in range(3):
+        optimizer.accumulate(one)
+        optimizer.step(one)
+        optimizer.zero_grad()
+    optimizer.accumulate(one)  # not kept, as its kind is known
+    optimizer.step(other)
+    assert optimizer.metrics["sam/applied"] == 1.0
+
+
+def test_all_microbatches_of_a_step_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    init = Look.__init__
+    monkeypatch.setattr(Look, "__init__", lambda self, *args: (made.append(self), init(self, *args))[1])
+    model, one, other = _halves(torch.randn(8, 4))
+    base = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = MomentumSAM(rho=0.5).wrap(base, model=model)
+    for _ in range(6):
+        optimizer.accumulate(lambda: one())
+        optimizer.step(lambda: other())
+        optimizer.zero_grad()
+    assert len(made) == 2
+
+
+def test_what_can_never_be_judged_is_looked_at_ten_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    init = Look.__init__
+    monkeypatch.setattr(Look, "__init__", lambda self, *args: (made.append(self), init(self, *args))[1])
+    model, x = nn.Linear(4, 1), torch.zeros(8, 4)
+    model.bias.requires_grad_(False)
+    optimizer = RandomSAM(rho=0.5).wrap(torch.optim.SGD(model.parameters(), lr=0.01), model=model)
+    for _ in range(15):
+        optimizer.zero_grad()
+        optimizer.step(lambda: model(x).square().mean(1))
+    assert len(made) == 10

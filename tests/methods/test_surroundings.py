@@ -135,3 +135,18 @@ def test_objects_that_are_named_count_one_pass_and_others_every_pass(clone: Any)
     assert (named.passes, named.losses, named.new) == (3, [1, 2, 3], 3)
     assert named.by_class == {"a": [0, 1, 1, 1]} and named.long[5000:] == [1, 2, 3]
     assert other.passes == 6 and len(other.long) == 5006
+
+
+def test_a_data_set_among_the_objects_of_a_program_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    model = make_model("mlp")
+    optimizer = SAM().wrap(torch.optim.SGD(model.parameters(), lr=0.05), model=model)
+    program = SimpleNamespace(data=[{"x": torch.ones(3)} for _ in range(100)], counts={"seen": torch.zeros(3)})
+    optimizer.count_once(lambda: [program])
+    cloned: list[Tensor] = []
+    clone = Tensor.clone
+    monkeypatch.setattr(Tensor, "clone", lambda self, **options: (cloned.append(self), clone(self, **options))[1])
+    list(steps(model, optimizer, make_batches(2)))
+    assert not any(tensor is sample["x"] for tensor in cloned for sample in program.data)
+    assert any(tensor is program.counts["seen"] for tensor in cloned)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import AESAM, SAM, LookSAM, Method
-from tests.cases import Closure, distance, make_batches, make_model, same, snapshot, wrap
+from tests.cases import Closure, distance, make_batches, make_model, same, snapshot, steps, wrap
 
 
 def under_autocast(method: Method | None, around: bool, count: int = 5) -> nn.Module:

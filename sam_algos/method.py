@@ -190,6 +190,9 @@ class Method(Options, WrapsOptimizer, ABC):
         is about, and returns the loss; or one that returns a vector, the loss of each sample, and leaves the rest to
         the step. Save ``method_state_dict()`` beside ``state_dict()``, which is the base optimizer's.
 
+        The first sharp step may run the closure up to three more times, uncounted and without a trace in weights,
+        buffers, random streams and metrics, to see that it sees the displaced weights.
+
         Where gradients are clipped or scaled, or something else takes the step, ``backward(closure)`` stands for
         ``loss.backward()``, and the step follows on its own: of this optimizer or of the base optimizer. (In the
         closure it would be too early to clip: its gradients decide and climb.)::

@@ -54,12 +54,14 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from sam_algos.recipes.comparison import conclusion, draw, rows, standings, table
 
-    picture = draw(results, results[0].folder.parent / "compare.png")
+    picture = results[0].folder.parent / "compare.png"
     if args.json:
         summary = {"table": standings(results), "conclusion": conclusion(results), "picture": str(picture)}
-        print(json.dumps({"results": rows(results), **summary}, allow_nan=False))
+        print(json.dumps({"results": rows(results), **summary}, allow_nan=False), flush=True)
+        draw(results, picture)
     else:
-        print(f"\n{table(results)}\n\npicture: {picture}\n\n{conclusion(results)}", flush=True)
+        print(f"\n{table(results)}\n", flush=True)  # before the picture, which may fail
+        print(f"picture: {draw(results, picture)}\n\n{conclusion(results)}", flush=True)
     return 0
 
 

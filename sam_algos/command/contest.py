@@ -47,8 +47,9 @@ def contest(entries: Sequence[Entry], name: str, jobs: int | None) -> list[Resul
     Raises:
         RecipeError: For whatever is wrong with a recipe, and for several jobs on a GPU or under a launcher.
     """
-    cores = os.cpu_count() or 1
-    on_cpu = entries[0][1].device in (None, "cpu") and not torch.cuda.is_available()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    device = entries[0][1].device
+    on_cpu = device == "cpu" or (device is None and not torch.cuda.is_available())
     alone = not on_cpu or int(os.environ.get("WORLD_SIZE", 1)) > 1
     if alone and jobs is not None and jobs > 1:
         raise RecipeError("--jobs", f"must be 1 on a GPU and with several processes a training, got {jobs}")
@@ -89,16 +90,19 @@ def _side_by_side(entries: Sequence[Entry], name: str, jobs: int, threads: int |
                 number, entry = todo.pop(0)
                 going[pool.submit(_train, *entry)] = number
             bar.set_description(", ".join(_title(entries[number]) for number in going.values()))
-            for number, result in _finished(going):
+            for number, result in _finished(going, entries):
                 results[number] = result
                 bar.update()
                 bar.write(f"[{len(results)}/{len(entries)}] {_title(entries[number])}: {result.shown}", file=sys.stderr)
     return [results[number] for number in range(len(entries))]
 
 
-def _finished(going: dict[Future[Result], int]) -> Iterator[tuple[int, Result]]:
+def _finished(going: dict[Future[Result], int], entries: Sequence[Entry]) -> Iterator[tuple[int, Result]]:
     for future in wait(going, return_when=FIRST_COMPLETED).done:
-        yield going.pop(future), future.result()
+        number = going.pop(future)
+        if isinstance(future.exception(), Exception):
+            tqdm.write(f"failed: {_title(entries[number])}", file=sys.stderr)
+        yield number, future.result()
 
 
 def _title(entry: Entry) -> str:

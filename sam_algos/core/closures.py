@@ -91,7 +91,8 @@ class ClosurePasses(Passes):
         """Run the closures of all microbatches again."""
         losses = []
         for earlier in self._earlier:
-            assert earlier.closure is not None
+            if earlier.closure is None:
+                raise RuntimeError("A pass is asked for again of which an earlier microbatch was not kept.")
             with span("sam/replay"), earlier.replay.again():
                 losses.append(self._call(earlier.closure, plan._replace(synchronize=False)).loss)
         with span("sam/replay"), self._replays[len(self._earlier)].again():
@@ -261,7 +262,7 @@ def _refuse_no_gradient(loss: Any, plan: Pass, model: nn.Module) -> None:
     """Refuse a closure that did not run backward.
 
     It may skip a batch whose loss is not finite; and a loss may reach other parameters than the optimizer's, which is a
-    step of nothing.
+    no-op step.
 
     Raises:
         RuntimeError: If so.

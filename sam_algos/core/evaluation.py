@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class NoOutcome(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """A point: the weights themselves, or a displaced one; each is another."""
+    """A point: the weights themselves, or a displaced one, compared by identity."""
 
     displaced: Any = None
 
@@ -197,6 +197,10 @@ class Evaluation:
         """What the model calls parameters."""
         return self._around.names(params)
 
+    def moves(self, p: Tensor) -> bool:
+        """Whether a parameter's radius is above 0."""
+        return self._around.radii.by_parameter().get(id(p), self.radius) > 0
+
     def states(self) -> list[tuple[Tensor, Mapping[str, Any]]]:
         """What the base optimizer's state has of each trained parameter."""
         state = self._around.base.state
@@ -300,8 +304,7 @@ class Evaluation:
 
     def _aside(self, plan: Pass, *places: AbstractContextManager[Any]) -> Left | None:
         """Run the closure once more, uncounted, and put the gradients back that lie on the parameters."""
-        latest = self.latest
-        assert latest is not None
+        latest = cast(Vector, self.latest)  # a pass has just left it
         tensors.own_(latest.values, latest.params)
         for p in self.params:
             p.grad = None

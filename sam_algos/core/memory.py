@@ -23,7 +23,7 @@ class MethodMemory:
     """What a method remembers between steps, as an object that a checkpoint can hold.
 
     Args:
-        optimizer (SharpnessAwareOptimizer): Whose.
+        optimizer (SharpnessAwareOptimizer): The optimizer this memory belongs to.
     """
 
     def __init__(self, optimizer: SharpnessAwareOptimizer) -> None:

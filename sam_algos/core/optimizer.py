@@ -199,9 +199,10 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
 
         It stands where ``loss.backward()`` stands without a method, and costs what `step` does. The weights are where
         they were; clipping and all that works on gradients may follow; then ``step()`` takes the step, of this
-        optimizer, of the base optimizer, or through whatever a framework put around that. Only then the method
-        remembers it: where it is left out, as by a ``GradScaler``, or the gradient is zeroed first, it knows nothing
-        of it.
+        optimizer, of the base optimizer, or through whatever a framework put around that. The method's
+        memory is updated only if that step is taken: not if a ``GradScaler`` skips it, nor if the gradient is zeroed
+        first. Graphs built before this call cannot be used after it, as autograd counts the displacement as a change
+        of the weights.
 
         Args:
             closure (callable): As for `step`. It need not zero gradients that ``zero_grad`` has removed.
@@ -236,7 +237,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
                 scale_(evaluation.params, scaler)
             then = partial(self._taken, attempt, self._passes.clock(), scaler)
         else:
-            self.zero_grad()  # so that the step, whoever takes it, is none
+            self.zero_grad()  # make the caller's step() a no-op
             then = None
             self.metrics = attempt.report()
         self._pending.wait(self.base_optimizer, evaluation.params, then)

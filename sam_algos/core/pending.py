@@ -33,7 +33,7 @@ class Pending:
         self._waits, self._then = True, then
         self._left = [p for p in params if p.grad is not None]
         self._handle = optimizer.register_step_post_hook(self._stepped)
-        # First of all hooks: one of the program's may zero the gradients.
+        # Run before user hooks, which may zero gradients.
         hooks: Any = optimizer._optimizer_step_post_hooks
         hooks.move_to_end(self._handle.id, last=False)
 

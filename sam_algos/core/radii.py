@@ -40,13 +40,19 @@ class OwnRadii:
         self._ours = "rho" not in optimizer.defaults
         self._groups: list[dict[str, Any]] = []
         self._radii: list[Any] = []
+        self._hook: Any = None
         self.read(optimizer)
         self.watch(optimizer)
 
     def watch(self, optimizer: Optimizer) -> None:
         """Put radii back right after a checkpoint is loaded; an optimizer that calls no hooks gets them at its step."""
         if hasattr(optimizer, "_optimizer_load_state_dict_post_hooks"):
-            optimizer.register_load_state_dict_post_hook(self._keep)
+            self._hook = optimizer.register_load_state_dict_post_hook(self._keep)
+
+    def forget(self) -> None:
+        """Put nothing back any more."""
+        if self._hook is not None:
+            self._hook.remove()
 
     def read(self, optimizer: Optimizer) -> None:
         """Take in the groups as they are when a step begins.

@@ -124,11 +124,11 @@ class Look:
         self._hook.remove()
 
     def _note(self, module: nn.Module, args: Any) -> None:
-        """A layer runs. A hook for all modules makes no compiled model compile anew, as long as it has compiled."""
+        """A layer runs. A global hook does not make an already compiled model recompile."""
         self._idle -= self._owned.get(module, set())
 
     def judge(self, there: Left, at_w: Sequence[Any], rerun: Rerun) -> bool:
-        """Judge the pass; whether that was possible, which a gradient of zero or an overflow does not allow.
+        """Judge the pass. Returns False if it cannot be judged: the gradient is zero, or the pass overflowed.
 
         Args:
             there: What the pass left.
@@ -288,7 +288,7 @@ def _warn_of_small_radius(params: Sequence[Tensor]) -> None:
     warnings.warn(
         "At the perturbed weights the loss and all gradients are bit for bit those at the weights themselves, while a "
         f"larger perturbation changes them: rho is too small for the precision of the weights ({precisions}) or of the "
-        "passes (autocast). Until that changes this is plain training: raise rho, or keep weights in float32.",
+        "passes (autocast). Steps like this are plain training: raise rho, or keep weights in float32.",
         stacklevel=2,
     )
 

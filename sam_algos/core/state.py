@@ -103,8 +103,8 @@ class ModuleState:
     An attribute is put back as the object that it was; lists, dictionaries, sets and deques also with their entries,
     those within one another too, tensors that are no part of a graph with their values, random generators with their
     state. Nothing is written that did not change. Left as they are: tensors of more than ``LARGE`` elements in
-    attributes, entries of containers with more than ``MANY``, and what shares memory with a trained parameter, which
-    is where it is because that is.
+    attributes, entries of containers with more than ``MANY``, and aliases of trained parameters, which move with
+    them.
 
     Of the program's objects, which may hold data sets and averaged weights, tensors of more than ``SMALL`` elements are
     left alone too. Lists of more than ``MANY`` entries lose what was appended since, if ``shortens``.

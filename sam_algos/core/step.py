@@ -157,6 +157,10 @@ class Step:
         """The trained parameters of which the base optimizer's state has anything, with what it has; to look at."""
         return self._evaluation.states()
 
+    def moves(self, p: Tensor) -> bool:
+        """Whether a parameter's radius is above 0: its group's own, or that of the step."""
+        return self._evaluation.moves(p)
+
     def random(self, seed: int) -> random.Random:
         """A random stream of this step's own: equal on all processes and after a resume, apart from the global ones."""
         return random.Random(f"{seed}/{self.index}")

@@ -18,7 +18,7 @@ WINDOW = 31
 """Readings of each kind that are kept."""
 
 LEAST = 2
-"""Without so many a kind is unknown; one of them alone may have been a pause."""
+"""Minimum readings before a time is trusted; one alone may have been a pause."""
 
 Known = Mapping[str, list[float]]
 """The latest readings: seconds, and for sharp steps the ratio to plain ones of that time, as machines change speed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +102,9 @@ class SharpnessAwareMixin(Trainer if TYPE_CHECKING else object):
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
         """Load what the method remembered with them, and let parameter groups keep their own radii."""
         optimizer: Any = self.optimizer
-        OwnRadii(getattr(optimizer, "optimizer", optimizer))
+        radii = OwnRadii(getattr(optimizer, "optimizer", optimizer))
         super()._load_optimizer_and_scheduler(checkpoint)
+        radii.forget()
         if checkpoint is not None and (file := Path(checkpoint, _FILE)).is_file():
             self._loaded = torch.load(file, weights_only=True)
 
@@ -122,8 +123,7 @@ class SharpnessAwareMixin(Trainer if TYPE_CHECKING else object):
             optimizer.backward(microbatch, scaler=self.accelerator.scaler)
         else:
             optimizer.accumulate(microbatch)
-        assert microbatch.loss is not None
-        return microbatch.loss
+        return cast(Tensor, microbatch.loss)  # a first pass has run
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the method's figures with the loss."""

@@ -55,7 +55,7 @@ class Momentum(Perturbation):
         names = BUFFERS if self.buffer is None else (self.buffer.removeprefix("-"),)
         moments = [(p, _moment(p, state, names), state) for p, state in step.states()]
         for p, moment, state in moments if step.index else ():  # some have other entries before their first step
-            if moment is None and (others := state.keys() - buffers_of(Part)):
+            if moment is None and (others := state.keys() - buffers_of(Part)) and step.moves(p):
                 raise ValueError(self._unreadable(p, others))
         found = [(p, moment) for p, moment, _ in moments if moment is not None]
         if not found:

@@ -235,7 +235,7 @@ def conclusion(results: Sequence[Result]) -> str:
         str: Whichever way it came out.
     """
     first, *others = _standings(results)
-    if any(result.summary.headline is None for result in results):
+    if not all(math.isfinite(result.value) for result in results):
         return "Not every model was evaluated, so nothing can be said."
     sign, unit = (1, "points ") if _is_accuracy(results) else (-1, f"in {_metric(results)} ")
     if not others:

@@ -256,6 +256,8 @@ def _check_comparison(where: str, given: Any) -> None:
     methods, seeds = given.get("methods", ["one"]), given.get("seeds", 1)
     if not (isinstance(methods, list) and methods and all(isinstance(name, str) for name in methods)):
         raise RecipeError(f"{where}.methods", f"must be a list of methods, got {methods!r}; write methods: [sgd, sam]")
+    if len(set(methods)) < len(methods):
+        raise RecipeError(f"{where}.methods", f"must name each method once, got {methods!r}")
     if type(seeds) is not int or seeds < 1:
         raise RecipeError(f"{where}.seeds", f"must be an integer >= 1, got {seeds!r}")
 

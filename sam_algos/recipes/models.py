@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -54,14 +54,13 @@ class Classifier(ComposerClassifier):
 
     def __init__(self, network: nn.Module, classes: int) -> None:
         super().__init__(network, num_classes=classes)
-        self.classes = classes
         del self.train_metrics, self.val_metrics
 
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
         """Those of an evaluation; none of a training batch."""
         if is_train:
             return {}
-        accuracy = MulticlassAccuracy(num_classes=self.classes, average="micro")
+        accuracy = MulticlassAccuracy(num_classes=cast(int, self.num_classes), average="micro")
         return {"CrossEntropy": CrossEntropy(), "MulticlassAccuracy": accuracy}
 
 

@@ -50,6 +50,11 @@ class MetricsFile(LoggerDestination):
         """Write the batch's line."""
         self._write(state)
 
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        """Write what is logged once an epoch."""
+        if self._pending:
+            self._write(state)
+
     def eval_end(self, state: State, logger: Logger) -> None:
         """Write the evaluation's line."""
         self._write(state)
@@ -101,7 +106,11 @@ class StepTimes(Callback):
     def __init__(self) -> None:
         """Start with no step."""
         self._start = 0.0, 0.0
-        self._on_cpu = not torch.cuda.is_available()
+        self._on_cpu = True
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Find out where the work is done."""
+        self._on_cpu = state.device.name == "cpu"
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Start the clocks."""
@@ -113,7 +122,7 @@ class StepTimes(Callback):
         logger.log_metrics({"step_seconds": wall, **({"step_cpu_seconds": cpu} if self._on_cpu else {})})
 
     def _now(self) -> tuple[float, float]:
-        if not self._on_cpu:
+        if not self._on_cpu and torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter(), time.process_time()
 

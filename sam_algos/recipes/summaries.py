@@ -82,7 +82,7 @@ class Summary:
         fraction (float): Of sharp steps.
         gradients (float): Gradients, all steps together.
         train_seconds (float): Of all steps, evaluation and checkpoints left out.
-        cpu_seconds (float | None): CPU time of all steps; None on a GPU.
+        cpu_seconds (float | None): CPU time of all steps on the first process; None where they ran on a device.
         steady_seconds (float): The same as ``train_seconds`` if each kind of step had always taken its median time, so
             that what disturbed some of them does not count.
         plain_seconds (float | None): Median of a step with one gradient; None if there was none.

@@ -166,6 +166,7 @@ WRONG_PLANS = {
     "compare: {methods: sgd}": "compare.methods: must be a list of methods, got 'sgd'; write methods: [sgd, sam]",
     "compare: {methods: []}": "compare.methods: must be a list of methods, got []; write methods: [sgd, sam]",
     "compare: {methods: [1]}": "compare.methods: must be a list of methods, got [1]; write methods: [sgd, sam]",
+    "compare: {methods: [sgd, sgd]}": "compare.methods: must name each method once, got ['sgd', 'sgd']",
     "compare: {seeds: 0}": "compare.seeds: must be an integer >= 1, got 0",
     "compare: {seeds: true}": "compare.seeds: must be an integer >= 1, got True",
 }
@@ -229,7 +230,10 @@ def weights(folder: str) -> list[Any]:
 def test_an_error_in_one_of_several_processes_is_one_line_and_leaves_nothing(write: Write, capsys: Capture) -> None:
     path = write(TINY + "methods: {bad: {model: {name: vit_s16}}, worse: {model: {name: vit_s16}}}\n", "recipe.yaml")
     assert main(["compare", str(path), "--methods", "bad,worse", "--jobs", "2"]) == 2
-    assert re.fullmatch(r"error: model: vit_s16 does not take 1x8x8 images: .*\n", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"(failed: (bad|worse), seed 1000\n)+error: model: vit_s16 does not take 1x8x8 images: .*\n", said
+    )
     assert list(Path.cwd().iterdir()) == []
 
 

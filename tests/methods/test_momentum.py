@@ -188,3 +188,17 @@ def test_the_part_takes_the_name_too() -> None:
     optimizer = method.wrap(Unusual(model.parameters()), model=model)
     list(steps(model, optimizer, make_batches(2)))
     assert optimizer.metrics["sam/applied"] == 1.0
+
+
+def test_a_group_that_stays_needs_no_momentum() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    groups = [
+        {"params": model[0].parameters(), "momentum": 0.9},
+        {"params": model[1].parameters(), "momentum": 0.0, "rho": 0.0},
+    ]
+    optimizer = MomentumSAM(rho=0.5).wrap(torch.optim.RMSprop(groups, lr=0.01), model=model)
+    x = torch.randn(8, 4)
+    for _ in range(3):
+        optimizer.zero_grad()
+        optimizer.step(lambda: model(x).square().mean(1))
+    assert optimizer.metrics["sam/applied"] == 1.0

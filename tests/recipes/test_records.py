@@ -112,7 +112,7 @@ def test_training_accuracy_is_logged_once_an_epoch(write: Write) -> None:
 
 
 def test_training_accuracy_is_that_of_the_samples_that_the_first_pass_sees(write: Write) -> None:
-    narrow = ["algorithms.sam.ascent_fraction=0.5", "global_train_batch_size=360"]
+    narrow = ["eval_interval=1dur", "algorithms.sam.ascent_fraction=0.5", "global_train_batch_size=360"]
     assert main(["train", str(write()), "run_name=run", *narrow]) == 0
     (line,) = (
         line for line in read_metrics(Path("runs/run/metrics.jsonl")) if "metrics/train/MulticlassAccuracy" in line

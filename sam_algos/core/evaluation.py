@@ -199,7 +199,7 @@ class Evaluation:
 
     def moves(self, p: Tensor) -> bool:
         """Whether a parameter's radius is above 0."""
-        return self._around.radii.by_parameter().get(id(p), self.radius) > 0
+        return bool(self._around.moving([p], self.radius))
 
     def states(self) -> list[tuple[Tensor, Mapping[str, Any]]]:
         """What the base optimizer's state has of each trained parameter."""

@@ -7,6 +7,8 @@ import torch
 
 from sam_algos.core.sight import Sight
 
+torch.set_warn_always(True)  # else a warning fails whichever test of a process meets it first, and no other
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:

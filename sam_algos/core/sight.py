@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from sam_algos.core import shards, tensors
@@ -115,17 +114,19 @@ class Look:
         owned = ((m, wanted.intersection(map(id, m._parameters.values()))) for m in model.modules())
         self._owned = {m: ids for m, ids in owned if ids}
         self._idle = wanted
-        self._hook: Any = None
+        self._hooks: list[Any] = []
 
     def __enter__(self) -> None:
-        self._hook = register_module_forward_pre_hook(self._note)
+        layers = (m for m in self._owned if not isinstance(m, torch.jit.ScriptModule))
+        self._hooks = [m.register_forward_pre_hook(self._note) for m in layers]
 
     def __exit__(self, *_: object) -> None:
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
     def _note(self, module: nn.Module, args: Any) -> None:
-        """A layer runs. A global hook does not make an already compiled model recompile."""
-        self._idle -= self._owned.get(module, set())
+        """A layer runs. Layers that are compiled or scripted do not say so, and count as idle."""
+        self._idle -= self._owned[module]
 
     def judge(self, there: Left, at_w: Sequence[Any], rerun: Rerun) -> bool:
         """Judge the pass. Returns False if it cannot be judged: the gradient is zero, or the pass overflowed.

@@ -139,7 +139,7 @@ def test_gradients_set_by_hand_may_share_their_elements(method: Method, made: st
 
         def closure(model: nn.Linear = model, make: Any = make) -> float:
             model.weight.grad = make()
-            return float(model.weight.sum())
+            return float(model.weight.detach().sum())
 
         for _ in range(4):
             optimizer.step(closure)

@@ -144,7 +144,7 @@ def cached_weights(model: nn.Sequential, x: Tensor, y: Tensor) -> Callable[[], A
         loss = loss_of(torch.func.functional_call(model, dict(zip(names, weights, strict=True)), (x,)), y)
         for p, gradient in zip(model.parameters(), torch.autograd.grad(loss, weights), strict=True):
             p.grad = gradient
-        return float(loss)
+        return float(loss.detach())
 
     return closure
 
@@ -352,7 +352,7 @@ def test_a_look_leaves_no_trace(make: Callable[[], nn.Module], method: Method, m
         torch.manual_seed(5)
         seen = []
         for batch in make_batches(3):
-            seen.append(float(optimizer.step(Closure(model, optimizer, batch))))
+            seen.append(optimizer.step(Closure(model, optimizer, batch)).item())
             seen += [optimizer.metrics, *(p.grad for p in model.parameters())]
         ends.append((snapshot(model, optimizer), seen, torch.get_rng_state()))
     assert same(*ends)

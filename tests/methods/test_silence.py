@@ -187,7 +187,7 @@ def returns_loss(loss: Tensor) -> Tensor:
     return loss
 
 
-@pytest.mark.parametrize("returned", [returns_loss, Tensor.detach, float], ids=["loss", "detached", "number"])
+@pytest.mark.parametrize("returned", [returns_loss, Tensor.detach, Tensor.item], ids=["loss", "detached", "number"])
 @pytest.mark.parametrize("method", [None, SAM(rho=0.5), LookSAM(k=2), AESAM(), MomentumSAM()], ids=str)
 def test_a_head_that_the_loss_does_not_reach_takes_no_step(method: Method | None, returned: Any) -> None:
     """As in plain PyTorch, and no policy counts a gradient of zero."""
@@ -216,7 +216,7 @@ def test_a_head_that_the_loss_does_not_reach_takes_no_step(method: Method | None
     assert method is None or (memories[2] == memories[1] and memories[4] == memories[3])
 
 
-@pytest.mark.parametrize("returned", [returns_loss, Tensor.detach, float], ids=["loss", "detached", "number"])
+@pytest.mark.parametrize("returned", [returns_loss, Tensor.detach, Tensor.item], ids=["loss", "detached", "number"])
 def test_a_forgotten_backward_is_refused_whatever_the_closure_returns(returned: Any) -> None:
     model = TwoHeads()
     optimizer = SAM().wrap(torch.optim.SGD(model.heads[0].parameters(), lr=0.1), model=model)

@@ -17,7 +17,8 @@ from sam_algos.recipes.catalogue import FILE, installed
 from sam_algos.recipes.datasets import DATASETS
 from sam_algos.recipes.forms import describe
 from sam_algos.recipes.forwarded import forwarded
-from sam_algos.recipes.models import models
+from sam_algos.recipes.huggingface import TEXT_MODELS
+from sam_algos.recipes.models import classification_loss, models
 
 _HIDDEN = {  # what a recipe has no say in, as the run supplies it
     "model": ("num_classes", "in_channels", "in_features", "data"),
@@ -60,6 +61,8 @@ def _entry(group: str, factory: Any) -> dict[str, Any]:
     described = describe(factory, _HIDDEN.get(group, ()))
     if described.takes_others:
         described = replace(described, arguments={**described.arguments, **forwarded(factory)}, takes_others=False)
+    if group == "model" and factory not in TEXT_MODELS.values():
+        described = replace(described, arguments={**described.arguments, **describe(classification_loss).arguments})
     form = asdict(replace(described, samples=getattr(factory, "samples", None)))
     if form["samples"] is None:
         del form["samples"]

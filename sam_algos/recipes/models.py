@@ -10,12 +10,15 @@ from typing import Any, cast
 
 import torch
 import torchvision
+from composer.loss import soft_cross_entropy
 from composer.metrics import CrossEntropy
 from composer.models import ComposerClassifier, HuggingFaceModel
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from sam_algos.core.options import UnitInterval
 from sam_algos.recipes.errors import BadArgument, RecipeError
 from sam_algos.recipes.huggingface import TEXT_MODELS, build_text_model
 from sam_algos.recipes.names import arguments_of, construct, lookup
@@ -41,6 +44,25 @@ def models() -> dict[str, Callable[..., nn.Module]]:
     }
 
 
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def classification_loss(*, label_smoothing: UnitInterval = 0.0) -> Loss:
+    """Cross-entropy of logits and of labels, or of a probability for each class as MixUp makes them.
+
+    Args:
+        label_smoothing (float): Share of each label that is spread evenly over all classes. The algorithm of this name
+            does the same in four tenths of a millisecond more a pass, and is what other runs of Composer know.
+            Default: ``0.0``.
+
+    Returns:
+        Loss: The mean over a batch.
+    """
+    if label_smoothing == 0:
+        return soft_cross_entropy
+    return partial(cross_entropy, label_smoothing=label_smoothing)
+
+
 class Classifier(ComposerClassifier):
     """Composer's classifier, but without metrics of every training batch.
 
@@ -50,10 +72,11 @@ class Classifier(ComposerClassifier):
     Args:
         network (nn.Module): Gives logits.
         classes (int): Number of classes.
+        loss (Loss, optional): Function of logits and labels. Default: Composer's cross-entropy.
     """
 
-    def __init__(self, network: nn.Module, classes: int) -> None:
-        super().__init__(network, num_classes=classes)
+    def __init__(self, network: nn.Module, classes: int, loss: Loss = soft_cross_entropy) -> None:
+        super().__init__(network, num_classes=classes, loss_fn=loss)
         del self.train_metrics, self.val_metrics
 
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
@@ -103,10 +126,13 @@ def build_model(section: Mapping[str, Any], sample: torch.Tensor, num_classes: i
     factory = lookup("model.name", "model", section["name"], models())
     if factory in TEXT_MODELS.values():
         raise RecipeError("model.name", f"{section['name']} takes text; train_dataset has images")
+    arguments = arguments_of(section)
+    ours = inspect.signature(classification_loss).parameters
+    loss = construct("model", classification_loss, {name: arguments.pop(name) for name in ours if name in arguments})
     known = {"num_classes": num_classes, "in_channels": sample.shape[0], "in_features": sample.numel()}
     takes = {"num_classes", *inspect.signature(factory).parameters}
     supplied = {name: value for name, value in known.items() if name in takes}
-    network = construct("model", factory, arguments_of(section), **supplied)
+    network = construct("model", factory, arguments, **supplied)
     shape = "x".join(map(str, sample.shape))
     try:
         with torch.no_grad():
@@ -115,7 +141,7 @@ def build_model(section: Mapping[str, Any], sample: torch.Tensor, num_classes: i
         raise RecipeError("model", f"{section['name']} does not take {shape} images: {error}") from error
     if getattr(outputs, "shape", None) != (1, num_classes):
         raise RecipeError("model", f"{section['name']} does not give {num_classes} logits for {shape} images")
-    return Classifier(network.train(), num_classes)
+    return Classifier(network.train(), num_classes, loss)
 
 
 def mlp(*, num_classes: int, in_features: int, hidden: list[int] | None = None) -> nn.Module:

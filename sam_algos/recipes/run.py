@@ -24,7 +24,7 @@ from sam_algos.recipes.components import (
     loggers,
 )
 from sam_algos.recipes.errors import RecipeError
-from sam_algos.recipes.events import skip_unheard_events
+from sam_algos.recipes.events import ask_for_the_cpu_once, skip_unheard_events
 from sam_algos.recipes.folders import make_folder, remove_folders
 from sam_algos.recipes.load import dump_recipe, load_recipe
 from sam_algos.recipes.loaders import build_loader, load_data
@@ -232,6 +232,7 @@ def _start(
     accuracy = [TrainAccuracy()] if isinstance(parts["model"], Classifier) else []
     arguments["callbacks"] = [*watchers, StepTimes(), *accuracy]
     arguments["loggers"] = [*destinations, MetricsFile(folder / "metrics.jsonl"), progress]
+    ask_for_the_cpu_once()
     try:
         trainer = Trainer(**{**arguments, **parts})
     except Exception as error:  # Composer and its algorithms refuse in many ways; all are about the recipe

@@ -136,13 +136,6 @@ def test_a_method_adds_to_the_checkpoint_its_buffers_and_nothing_else(method: Me
     assert _size(method, tmp_path) == _size(None, tmp_path) + buffers * parameters
 
 
-def test_only_what_reuses_a_direction_or_averages_gradients_keeps_anything() -> None:
-    keeping = {name: cls().parts().buffers() for name, cls in sam_algos.METHODS.items() if cls().parts().buffers()}
-    direction = ("looksam_direction",)
-    averages = {"friendlysam": ("friendly_mean",), "vasso": ("vasso_direction",)}
-    assert keeping == dict.fromkeys(("looksam", "looklayersam", "aelooksam"), direction) | averages
-
-
 CHANGES = [(AESAM(), SAM()), (AESAM(), LookSAM(k=2)), (FriendlySAM(), AESAM()), (MomentumSAM(), ESAM())]
 
 

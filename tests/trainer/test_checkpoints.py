@@ -52,9 +52,10 @@ def _momenta(run: Any) -> list[torch.Tensor]:
 
 
 METHODS = [case.values[0] for case in EVERY_METHOD if case.id in sam_algos.METHODS]
+KINDS = [case.values[0] for case in EVERY_KIND if case.id in sam_algos.METHODS]
 MOVES = [
-    *((None, method) for method in METHODS),
-    *((method, None) for method in METHODS),
+    *((None, method) for method in KINDS),
+    *((method, None) for method in KINDS),
     *zip(METHODS, METHODS[1:] + METHODS[:1], strict=True),
 ]
 
@@ -129,7 +130,7 @@ def _size(method: Method | None, folder: Path) -> int:
     return _tensor_bytes(_loaded(_checkpoint(fit(method, max_duration="1ep"), folder, f"{method!r}.pt")))
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", EVERY_KIND)
 def test_a_method_adds_to_the_checkpoint_its_buffers_and_nothing_else(method: Method, tmp_path: Path) -> None:
     parameters = sum(p.nbytes for p in trainer().state.model.parameters())
     buffers = len(method.composition().buffers())

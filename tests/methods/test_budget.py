@@ -86,8 +86,11 @@ def stream(name: str, length: int, seed: int = 0) -> list[float]:
     return [STREAMS[name](rng, t) for t in range(length)]
 
 
-@pytest.mark.parametrize("target", [0.01, 0.1, 0.2, 0.333, 0.5, 0.9])
-@pytest.mark.parametrize("name", STREAMS)
+TARGETS = [(name, 0.2) for name in STREAMS]
+TARGETS += [(name, t) for name in ("log-normal", "falling", "two levels") for t in (0.01, 0.1, 0.333, 0.5, 0.9)]
+
+
+@pytest.mark.parametrize(("name", "target"), TARGETS)
 def test_a_target_is_met_from_the_first_hundred_steps_on(name: str, target: float) -> None:
     run = decided(TargetFraction(target), stream(name, 2000))
     assert is_met(run)

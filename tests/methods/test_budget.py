@@ -18,6 +18,7 @@ from sam_algos import AESAM, SAM, AELookSAM, Method, TargetFraction
 from tests.cases import Closure, make_batches, make_model, same, snapshot, steps, wrap
 from tests.methods.observed import checked
 
+pytestmark = pytest.mark.once
 SLACK = 1e-9  # of sums of fractions
 
 

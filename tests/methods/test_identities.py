@@ -60,6 +60,8 @@ from sam_algos import (
 )
 from tests.cases import distance, each_kind, make_batches, make_model, same, snapshot, train
 
+pytestmark = pytest.mark.once
+
 
 def _still(name: str, rho: Any) -> Method:
     """A registered method with a radius of zero, acting from the first step on."""

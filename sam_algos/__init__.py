@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sam_algos.core.optimizer import SharpnessAwareOptimizer
+    from sam_algos.batchnorm import recalibrate
+    from sam_algos.core.objective.view import Step
     from sam_algos.core.parts import (
         Ascent,
         Climb,
@@ -18,10 +19,9 @@ if TYPE_CHECKING:
         Samples,
         Update,
     )
-    from sam_algos.core.recalibration import recalibrate
     from sam_algos.core.schedules import Schedule
-    from sam_algos.core.step import Step
-    from sam_algos.core.vector import Vector
+    from sam_algos.core.stepping.optimizer import SharpnessAwareOptimizer
+    from sam_algos.core.tensors.vector import Vector
     from sam_algos.method import Method
     from sam_algos.methods import *
     from sam_algos.methods import METHODS, PARTS
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "core.optimizer": ("SharpnessAwareOptimizer",),
+    "batchnorm": ("recalibrate",),
+    "core.objective.view": ("Step",),
+    "core.stepping.optimizer": ("SharpnessAwareOptimizer",),
     "core.parts": (
         "Ascent", "Climb", "Decision", "Descent", "Part", "Parts", "Perturbation", "Policy", "Samples", "Update",
     ),
-    "core.recalibration": ("recalibrate",),
     "core.schedules": ("Schedule",),
-    "core.step": ("Step",),
-    "core.vector": ("Vector",),
+    "core.tensors.vector": ("Vector",),
     "method": ("Method",),
 }  # fmt: skip
 

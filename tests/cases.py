@@ -28,7 +28,7 @@ from sam_algos import (
     SharpnessAware,
     SharpnessAwareOptimizer,
 )
-from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.passes.selection import EVERYTHING, Selection
 
 Batch = tuple[Tensor, Tensor]
 

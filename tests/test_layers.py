@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "core": {"torch", "typing_extensions", "sam_algos.core"},  # the second comes with the first
     "methods": {"torch", "sam_algos.core", "sam_algos.method", "sam_algos.methods"},
     "method.py": {"torch", "composer", "sam_algos.core", "sam_algos.trainer"},
-    "__init__.py": {"sam_algos.core", "sam_algos.method", "sam_algos.methods"},
-    "trainer": {"torch", "composer", "sam_algos.core", "sam_algos.method", "sam_algos.trainer"},
+    "__init__.py": {"sam_algos.batchnorm", "sam_algos.core", "sam_algos.method", "sam_algos.methods"},
+    "batchnorm.py": {"torch", "sam_algos.core"},
+    "trainer": {"torch", "composer", "sam_algos.batchnorm", "sam_algos.core", "sam_algos.method", "sam_algos.trainer"},
     "integrations/__init__.py": set(),
     "integrations/lightning.py": {"sam_algos.core", "sam_algos.method"},  # a mixin, for either of Lightning's names
     "integrations/transformers.py": {"torch", "transformers", "sam_algos.core", "sam_algos.method"},

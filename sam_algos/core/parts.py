@@ -11,7 +11,7 @@ part             question                                                  examp
 `Samples`        ON WHICH samples is each pass run?                        `WholeBatch`, `AscentFraction`
 ===============  ========================================================  ==========================================
 
-One step of training (`sam_algos.core.optimizer.SharpnessAwareOptimizer.step`) is, for weights ``w``::
+One step of training (`sam_algos.core.stepping.optimizer.SharpnessAwareOptimizer.step`) is, for weights ``w``::
 
     if policy.decide(step):
         g_s = samples.sharp(step, climb).gradient  # step.at(climb(step)).gradient: the gradient at w + ε
@@ -39,10 +39,10 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from sam_algos.core.objective.view import Step
 from sam_algos.core.part import Memory, Part
 from sam_algos.core.schedules import Radius
-from sam_algos.core.step import Step
-from sam_algos.core.vector import Vector
+from sam_algos.core.tensors.vector import Vector
 
 __all__ = [
     "Ascent",

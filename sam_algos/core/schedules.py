@@ -13,7 +13,7 @@ from sam_algos.core.options import NonNegative, Positive
 from sam_algos.core.part import Part
 
 if TYPE_CHECKING:
-    from sam_algos.core.step import Step
+    from sam_algos.core.objective.view import Step
 
 __all__ = ["Cosine", "Linear", "Proportional", "Radius", "Schedule"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import ClassVar
 
+from sam_algos.core.objective.view import Step
 from sam_algos.core.options import Positive, Probability, UnitInterval
 from sam_algos.core.parts import Decision, Memory, Policy
-from sam_algos.core.step import Step
 
 __all__ = ["TargetFraction", "TargetOverhead"]
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from sam_algos.core.objective.view import Step
 from sam_algos.core.options import Probability
 from sam_algos.core.parts import Decision, Parts, Policy
 from sam_algos.core.schedules import Radius
-from sam_algos.core.step import Step
 from sam_algos.method import Method
 from sam_algos.methods.sam import PNorm, SharpGradient
 

@@ -10,9 +10,9 @@ import torch
 from composer.core import Algorithm, Callback, Event, State, TimeUnit
 from composer.loggers import Logger
 
-from sam_algos.core.passes import Outcome, Pass, Passes
+from sam_algos.core.passes.contract import Outcome, Pass, Passes
+from sam_algos.core.passes.selection import EVERYTHING, First
 from sam_algos.core.profiling import span
-from sam_algos.core.selection import EVERYTHING, First
 from sam_algos.trainer.narrowing import Narrowing
 
 __all__ = ["TrainerPasses", "training_progress"]

@@ -19,10 +19,10 @@ from sam_algos import (
     SharpGradient,
     Step,
 )
-from sam_algos.core.closures import ClosurePasses
-from sam_algos.core.displacement import Displacement
-from sam_algos.core.evaluation import Evaluation, Surroundings
-from sam_algos.core.names import Name
+from sam_algos.core.objective.evaluation import Evaluation, Surroundings
+from sam_algos.core.passes.closures import ClosurePasses
+from sam_algos.core.tensors.displacement import Displacement
+from sam_algos.core.tensors.parameters import Name
 
 # Derandomised: the examples are the same on every machine, and a failure on one is a failure on all.
 checked = settings(max_examples=40, deadline=None, derandomize=True, database=None)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import Method, SharpnessAwareOptimizer
-from sam_algos.core.closures import ClosurePasses
-from sam_algos.core.passes import Outcome, Pass
-from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.passes.closures import ClosurePasses
+from sam_algos.core.passes.contract import Outcome, Pass
+from sam_algos.core.passes.selection import EVERYTHING, Selection
 from tests.cases import (
     Closure,
     each_method,

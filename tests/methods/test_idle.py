@@ -29,8 +29,8 @@ from sam_algos import (
     SharpnessAware,
     VaSSO,
 )
+from sam_algos.core.objective.view import Step
 from sam_algos.core.parts import Ascent
-from sam_algos.core.step import Step
 from tests.cases import Closure, make_batches, make_model, steps, wrap
 
 

@@ -23,8 +23,8 @@ from sam_algos import (
     SharpnessAware,
     Update,
 )
-from sam_algos.core import tensors
-from sam_algos.core.displacement import SMALL
+from sam_algos.core.tensors import lists as tensors
+from sam_algos.core.tensors.displacement import SMALL
 from tests.cases import (
     Closure,
     distance,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from sam_algos import ESAM, METHODS, SAM, Linear, LookSAM, Method, MomentumSAM, RandomSAM
-from sam_algos.core.sight import Look, Sight
+from sam_algos.core.objective.sight import Look, Sight
 from tests.cases import (
     Batch,
     Closure,

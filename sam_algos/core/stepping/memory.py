@@ -6,13 +6,13 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sam_algos.core import shards
+from sam_algos.core.objective.stopwatch import unknown
 from sam_algos.core.parts import Memory, Parts
-from sam_algos.core.stopwatch import unknown
-from sam_algos.core.vector import Vector
+from sam_algos.core.tensors import shards
+from sam_algos.core.tensors.vector import Vector
 
 if TYPE_CHECKING:
-    from sam_algos.core.optimizer import SharpnessAwareOptimizer
+    from sam_algos.core.stepping.optimizer import SharpnessAwareOptimizer
 
 __all__ = ["MethodMemory", "apart", "commit", "fresh", "holds_vectors", "restored"]
 

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from sam_algos.core import shards, tensors
-from sam_algos.core.displacement import Displaced, Displacement
-from sam_algos.core.foreign import hook_with_memory
-from sam_algos.core.names import Names
-from sam_algos.core.vector import Vector
+from sam_algos.core.refusals import hook_with_memory
+from sam_algos.core.tensors import lists as tensors
+from sam_algos.core.tensors import shards
+from sam_algos.core.tensors.displacement import Displaced, Displacement
+from sam_algos.core.tensors.parameters import Names
+from sam_algos.core.tensors.vector import Vector
 
 __all__ = ["Left", "Look", "Sight", "explain_stale_graph"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from sam_algos.core.shards import is_sharded
-from sam_algos.core.tensors import in_memory_order
+from sam_algos.core.tensors.lists import in_memory_order
+from sam_algos.core.tensors.shards import is_sharded
 
 __all__ = ["BLOCK", "blocks"]
 

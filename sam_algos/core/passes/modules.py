@@ -18,7 +18,7 @@ from torch.nn.modules.module import (
 )
 from torch.nn.parameter import is_lazy
 
-from sam_algos.core.shards import local
+from sam_algos.core.tensors.shards import local
 
 __all__ = ["Keepers", "ModuleState"]
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from sam_algos.core.passes.replay import Replay
+from sam_algos.core.passes.selection import Selection
 from sam_algos.core.profiling import span
-from sam_algos.core.replay import Replay
-from sam_algos.core.selection import Selection
 
 __all__ = ["Outcome", "Pass", "Passes"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from sam_algos.core import streams
-from sam_algos.core.streams import RandomStreams
+from sam_algos.core.passes import randomness as streams
+from sam_algos.core.passes.randomness import RandomStreams
 
 
 @pytest.fixture(autouse=True)

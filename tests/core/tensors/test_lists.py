@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam_algos.core import tensors
-from sam_algos.core.blocks import BLOCK, blocks
+from sam_algos.core.tensors import lists as tensors
+from sam_algos.core.tensors.blocks import BLOCK, blocks
 
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
 SHAPES: dict[str, list[tuple[int, ...]]] = {

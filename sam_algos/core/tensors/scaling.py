@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from sam_algos.core.gradients import multiply_
+from sam_algos.core.tensors.gradients import multiply_
 
 __all__ = ["scale_", "takes_the_step", "unscale_"]
 

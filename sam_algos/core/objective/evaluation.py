@@ -12,21 +12,22 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from sam_algos.core import shards, tensors
-from sam_algos.core.foreign import refuse_memory_of_hooks
-from sam_algos.core.gradients import collect, put_in_place
-from sam_algos.core.names import Name
+from sam_algos.core.objective.context import Surroundings
+from sam_algos.core.objective.sight import Left, Look, explain_stale_graph
+from sam_algos.core.objective.stopwatch import Seconds
+from sam_algos.core.objective.view import Step
 from sam_algos.core.parts import Ascent
-from sam_algos.core.passes import Outcome, Pass
+from sam_algos.core.passes.contract import Outcome, Pass
+from sam_algos.core.passes.replay import fresh_caches, fresh_shards
+from sam_algos.core.passes.selection import EVERYTHING, Selection
 from sam_algos.core.profiling import span
-from sam_algos.core.replay import fresh_caches, fresh_shards
+from sam_algos.core.refusals import refuse_memory_of_hooks
 from sam_algos.core.schedules import Schedule
-from sam_algos.core.selection import EVERYTHING, Selection
-from sam_algos.core.sight import Left, Look, explain_stale_graph
-from sam_algos.core.step import Step
-from sam_algos.core.stopwatch import Seconds
-from sam_algos.core.surroundings import Surroundings
-from sam_algos.core.vector import Vector
+from sam_algos.core.tensors import lists as tensors
+from sam_algos.core.tensors import shards
+from sam_algos.core.tensors.gradients import collect, put_in_place
+from sam_algos.core.tensors.parameters import Name
+from sam_algos.core.tensors.vector import Vector
 
 __all__ = ["Evaluation", "NoOutcome", "Point"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam_algos.core.displacement import SMALL, Displacement
+from sam_algos.core.tensors.displacement import SMALL, Displacement
 
 
 def flat_views() -> list[Tensor]:

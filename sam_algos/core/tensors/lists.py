@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
-from sam_algos.core.shards import is_sharded, sum_over_shards
+from sam_algos.core.tensors.shards import is_sharded, sum_over_shards
 
 __all__ = [
     "HostValue",

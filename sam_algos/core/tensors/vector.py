@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam_algos.core import tensors
+from sam_algos.core.tensors import lists as tensors
 
 __all__ = ["Vector"]
 

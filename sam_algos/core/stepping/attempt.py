@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from sam_algos.core.evaluation import Evaluation
-from sam_algos.core.gradients import are_finite, multiply_, put_in_place
-from sam_algos.core.memory import apart, commit, holds_vectors
+from sam_algos.core.objective.context import Surroundings
+from sam_algos.core.objective.evaluation import Evaluation
+from sam_algos.core.objective.view import Step
 from sam_algos.core.parts import Ascent, Decision, Memory, Update
 from sam_algos.core.profiling import span
 from sam_algos.core.schedules import Schedule
-from sam_algos.core.step import Step
-from sam_algos.core.surroundings import Surroundings
+from sam_algos.core.stepping.memory import apart, commit, holds_vectors
+from sam_algos.core.tensors.gradients import are_finite, multiply_, put_in_place
 
 __all__ = ["Attempt"]
 

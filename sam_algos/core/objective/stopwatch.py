@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from sam_algos.core.passes import Passes
-from sam_algos.core.shards import mean_over_processes
+from sam_algos.core.passes.contract import Passes
+from sam_algos.core.tensors.shards import mean_over_processes
 
 __all__ = ["Known", "Seconds", "Stopwatch", "unknown"]
 

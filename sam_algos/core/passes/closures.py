@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sam_algos.core.foreign import refuse_trainers
-from sam_algos.core.passes import Outcome, Pass, Passes
+from sam_algos.core.passes.contract import Outcome, Pass, Passes
+from sam_algos.core.passes.replay import Replay
+from sam_algos.core.passes.selection import EVERYTHING, First, Selection
 from sam_algos.core.profiling import span
-from sam_algos.core.replay import Replay
-from sam_algos.core.scaling import unscale_
-from sam_algos.core.selection import EVERYTHING, First, Selection
-from sam_algos.core.shards import local
+from sam_algos.core.refusals import refuse_trainers
+from sam_algos.core.tensors.scaling import unscale_
+from sam_algos.core.tensors.shards import local
 
 __all__ = ["ClosurePasses"]
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from sam_algos.core.replay import Replay
-from sam_algos.core.state import Keepers, ModuleState
+from sam_algos.core.passes.modules import Keepers, ModuleState
+from sam_algos.core.passes.replay import Replay
 
 
 class Keeps(nn.Module):

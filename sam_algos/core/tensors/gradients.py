@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam_algos.core import shards, tensors
-from sam_algos.core.names import Names
-from sam_algos.core.vector import Vector
+from sam_algos.core.tensors import lists as tensors
+from sam_algos.core.tensors import shards
+from sam_algos.core.tensors.parameters import Names
+from sam_algos.core.tensors.vector import Vector
 
 __all__ = ["are_finite", "collect", "multiply_", "put_in_place", "stand_still"]
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sam_algos.core import shards
-from sam_algos.core.names import Name
-from sam_algos.core.selection import EVERYTHING, Group, Rows, Selection, largest
-from sam_algos.core.vector import Vector
+from sam_algos.core.passes.selection import EVERYTHING, Group, Rows, Selection, largest
+from sam_algos.core.tensors import shards
+from sam_algos.core.tensors.parameters import Name
+from sam_algos.core.tensors.vector import Vector
 
 if TYPE_CHECKING:
-    from sam_algos.core.evaluation import Evaluation, Point
+    from sam_algos.core.objective.evaluation import Evaluation, Point
+    from sam_algos.core.objective.stopwatch import Seconds
     from sam_algos.core.parts import Ascent
-    from sam_algos.core.stopwatch import Seconds
 
 __all__ = ["Step"]
 

@@ -12,21 +12,21 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from sam_algos.core.attempt import Attempt
-from sam_algos.core.compilation import uncompiled
-from sam_algos.core.displacement import Displacement
-from sam_algos.core.evaluation import NoOutcome
-from sam_algos.core.gradients import stand_still
-from sam_algos.core.handover import Handover, is_private, refuse_private
-from sam_algos.core.memory import MethodMemory, fresh, restored
-from sam_algos.core.names import Names
+from sam_algos.core.objective.context import Surroundings
+from sam_algos.core.objective.evaluation import NoOutcome
+from sam_algos.core.objective.radii import check_radius
 from sam_algos.core.parts import Parts
-from sam_algos.core.passes import Passes
-from sam_algos.core.pending import Pending
-from sam_algos.core.radii import check_radius
-from sam_algos.core.scaling import scale_, takes_the_step
-from sam_algos.core.surroundings import Surroundings
-from sam_algos.core.wrapper import WrappedOptimizer
+from sam_algos.core.passes.contract import Passes
+from sam_algos.core.stepping.attempt import Attempt
+from sam_algos.core.stepping.compilation import uncompiled
+from sam_algos.core.stepping.handover import Handover, is_private, refuse_private
+from sam_algos.core.stepping.memory import MethodMemory, fresh, restored
+from sam_algos.core.stepping.pending import Pending
+from sam_algos.core.stepping.wrapper import WrappedOptimizer
+from sam_algos.core.tensors.displacement import Displacement
+from sam_algos.core.tensors.gradients import stand_still
+from sam_algos.core.tensors.parameters import Names
+from sam_algos.core.tensors.scaling import scale_, takes_the_step
 
 __all__ = ["SharpnessAwareOptimizer"]
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sam_algos.core import shards, tensors
-from sam_algos.core.selection import tensors_in
-from sam_algos.core.state import Keepers, ModuleState
-from sam_algos.core.streams import RandomStreams
+from sam_algos.core.passes.modules import Keepers, ModuleState
+from sam_algos.core.passes.randomness import RandomStreams
+from sam_algos.core.passes.selection import tensors_in
+from sam_algos.core.tensors import lists as tensors
+from sam_algos.core.tensors import shards
 
 __all__ = ["Replay", "fresh_caches", "fresh_shards", "refuse_fsdp1"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sam_algos.core.parts import Parts
-from sam_algos.core.passes import Passes
+from sam_algos.core.passes.contract import Passes
 
 __all__ = ["Activity"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sam_algos.core.profiling import span
-from sam_algos.core.shards import local, local_parts
+from sam_algos.core.tensors.shards import local, local_parts
 
 __all__ = ["Displaced", "Displacement"]
 

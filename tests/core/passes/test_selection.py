@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sam_algos.core.selection import EVERYTHING, First, Rows, largest, sample_count, tensors_in
+from sam_algos.core.passes.selection import EVERYTHING, First, Rows, largest, sample_count, tensors_in
 from tests.cases import same
 
 X, Y = torch.arange(12.0).view(6, 2), torch.arange(6)

@@ -9,15 +9,15 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sam_algos.core.activity import Activity
-from sam_algos.core.displacement import Displacement
-from sam_algos.core.handover import is_private
-from sam_algos.core.names import Names
+from sam_algos.core.objective.radii import OwnRadii
+from sam_algos.core.objective.sight import Sight
+from sam_algos.core.objective.stopwatch import Stopwatch
 from sam_algos.core.parts import Ascent, Parts
-from sam_algos.core.passes import Passes
-from sam_algos.core.radii import OwnRadii
-from sam_algos.core.sight import Sight
-from sam_algos.core.stopwatch import Stopwatch
+from sam_algos.core.passes.contract import Passes
+from sam_algos.core.stepping.activity import Activity
+from sam_algos.core.stepping.handover import is_private
+from sam_algos.core.tensors.displacement import Displacement
+from sam_algos.core.tensors.parameters import Names
 
 __all__ = ["Surroundings"]
 

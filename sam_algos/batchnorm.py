@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from sam_algos.core import shards
-from sam_algos.core.replay import fresh_shards
-from sam_algos.core.streams import RandomStreams
+from sam_algos.core.passes.randomness import RandomStreams
+from sam_algos.core.passes.replay import fresh_shards
+from sam_algos.core.tensors import shards
 
 __all__ = ["Statistics", "recalibrate", "recalibrated_layers"]
 

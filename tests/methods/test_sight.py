@@ -623,3 +623,18 @@ def test_what_can_never_be_judged_is_looked_at_ten_times(monkeypatch: pytest.Mon
         optimizer.zero_grad()
         optimizer.step(lambda: model(x).square().mean(1))
     assert len(made) == 10
+
+
+def test_a_refusal_leaves_the_gradients_of_a_maximized_loss_as_the_closure_does() -> None:
+    model = make_model("mlp")
+    optimizer = SAM(rho=0.3).wrap(torch.optim.SGD(model.parameters(), lr=0.1, maximize=True), model=model)
+    expected = [torch.randn_like(p) for p in model.parameters()]
+
+    def closure() -> float:
+        for p, gradient in zip(model.parameters(), expected, strict=True):
+            p.grad = gradient.clone()
+        return 1.0
+
+    with pytest.raises(RuntimeError, match="The closure does not see"):
+        optimizer.step(closure)
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), expected, strict=True))

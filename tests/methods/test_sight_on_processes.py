@@ -42,6 +42,11 @@ def test_no_process_waits_for_one_that_sees_nothing_suspicious(
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_no_process_waits_for_one_that_has_no_direction_to_climb_in(found: Any, method: str) -> None:
+    assert said(found, f"two heads, {method}") == {""}
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", ["replicated", "sharded"])
 def test_a_pass_that_saw_nothing_displaced_is_refused_on_all(found: Any, model: str, method: str) -> None:
     [message] = said(found, f"{model}, copies, {method}")

@@ -290,18 +290,30 @@ class Evaluation:
 
     def _look(self, point: Point | None) -> Look | None:
         """A look at the pass that is to run, if it is the first displaced one of its kind."""
-        around, model = self._around, self.model()
-        if around.private:  # one more pass would leave its gradients of samples to the base optimizer
+        if point is None or not (moving := self._to_be_looked_at()):
             return None
-        if point is None or self.climbed or not around.passes.can_repeat():
-            return None
-        if not around.sight.needs_look(self._closure, model) or not (moving := around.moving(self.params, self.radius)):
-            return None
+        model, sight = self.model(), self._around.sight
         look = Look(model, point.displaced, moving)
         if look.processes.unknown:  # a process that ran more passes than another could wait for it in vain
-            around.sight.judged(look, settled=True)
+            sight.judged(look, settled=True)
             return None
-        return look
+        return look if sight.is_everywhere(look.processes, model, looks=True) else None
+
+    def look_away(self) -> None:
+        """Tell processes that look at their displaced pass that this one runs none, for lack of a direction."""
+        if moving := self._to_be_looked_at():
+            processes = shards.Processes(self.model(), moving)
+            if not processes.unknown:
+                self._around.sight.is_everywhere(processes, self.model(), looks=False)
+
+    def _to_be_looked_at(self) -> list[Tensor]:
+        """The parameters that a displaced pass would move, if it is the first of its kind; none if it is not."""
+        around = self._around
+        if around.private:  # one more pass would leave its gradients of samples to the base optimizer
+            return []
+        if self.climbed or not around.passes.can_repeat() or not around.sight.needs_look(self._closure, self.model()):
+            return []
+        return around.moving(self.params, self.radius)
 
     def _aside(self, plan: Pass, *places: AbstractContextManager[Any]) -> Left | None:
         """Run the closure once more, uncounted, and put the gradients back that lie on the parameters."""

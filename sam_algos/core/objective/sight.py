@@ -71,6 +71,25 @@ class Sight:
             self._looked.append(code)
         return wanted
 
+    def is_everywhere(self, processes: shards.Processes, model: nn.Module, *, looks: bool) -> bool:
+        """Whether all processes look at the pass that is to run. All of them have to ask.
+
+        One of them may have no direction to climb in. The others then do not look in this step, as votes on what they
+        found would wait for it.
+
+        Args:
+            processes: Those that run the model together.
+            model: The model.
+            looks: Whether this process does.
+        """
+        if processes.alone:
+            return looks
+        [everywhere], [somewhere] = processes.all([looks]), processes.any([looks])
+        self._failed += somewhere and not everywhere
+        if self._failed >= ATTEMPTS:
+            self._settled_by_all = model
+        return everywhere
+
     def judged(self, look: Look, *, settled: bool) -> None:
         """Look no more at the closures of this step; with several processes at none, as their closures may differ.
 

@@ -55,7 +55,12 @@ class Attempt:
         evaluation, parts = self.evaluation, self._around.parts
         self._decision = parts.policy.decide(self._view("policy"))
         policy = apart(self._decision.remember)
-        update, remember = self._update()
+        try:
+            update, remember = self._update()
+        except BaseException:
+            if evaluation.latest is not None:
+                multiply_(evaluation.maximized, -1.0)  # the program sees the gradients that its closure left
+            raise
         gradient, latest = update.gradient, evaluation.latest
         self._remember = {"policy": policy, **{axis: apart(memory, gradient) for axis, memory in remember.items()}}
         if latest is None or gradient.values is not latest.values:  # else it lies where the pass left it
@@ -84,7 +89,7 @@ class Attempt:
                     update = descent.sharp(own, chosen.gradient)
                 return update, {**climbed, "samples": chosen.remember, "descent": update.remember}
             except _NoDirection:
-                pass
+                evaluation.look_away()
         evaluation.repeatable &= evaluation.gradients + evaluation.forwards > 0
         plain = own.gradient
         if self._still:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sam_algos.core.parts import Descent, Parts, WholeBatch
@@ -13,9 +18,10 @@ __all__ = ["Handover", "is_private", "refuse_private"]
 
 
 class Handover:
-    """Watches one step of the base optimizer, where the gradient is one that the method has computed.
+    """Watches the base optimizer's first step, where the gradient is one that the method has computed.
 
-    An optimizer that puts another gradient in its place would step without the method.
+    An optimizer that puts another gradient in its place would step without the method. It may also put one there that
+    it computes from the method's, by centralization for example: a trial tells which.
 
     Args:
         parts (Parts): The method's.
@@ -23,43 +29,64 @@ class Handover:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._handles: list[Any] = []
-        self._given: Any = None
+        self._handle: Any = None
+        self._given: tuple[Tensor, Tensor] | None = None
         self._seen = _computes(parts) is None  # or of no interest
 
     def __reduce__(self) -> Any:
         """Copy and pickle as a new one: hooks stay with the original."""
         return Handover, (self._parts,)
 
-    def watch(self, optimizer: Optimizer) -> None:
-        """Watch the next step, unless one was seen; the one within which passes run changes the gradient rightly."""
-        self._given = None
+    def give(self, optimizer: Optimizer, params: Iterable[Tensor]) -> None:
+        """The method's gradient lies on ``params``: watch the step that follows, unless one was seen."""
         if self._seen:
-            for handle in self._handles:
-                handle.remove()
-            self._handles = []
-        elif not self._handles and hasattr(optimizer, "_optimizer_step_post_hooks"):
-            self._handles = [
-                optimizer.register_step_pre_hook(self._before),
-                optimizer.register_step_post_hook(self._after),
-            ]
-
-    def _before(self, optimizer: Optimizer, *_: Any) -> None:
-        if self._seen or self._given is not None:  # a class may step through its base's step, which calls hooks again
+            if self._handle is not None:
+                self._handle.remove()
+                self._handle = None
             return
-        params = (p for group in optimizer.param_groups for p in group["params"])
         self._given = next(((p, p.grad) for p in params if p.grad is not None), None)
+        if self._handle is None and hasattr(optimizer, "_optimizer_step_post_hooks"):
+            self._handle = optimizer.register_step_post_hook(self._after)
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
         if self._given is None:
             return
         (param, given), self._given, self._seen = self._given, None, True
-        if param.grad is not None and param.grad is not given:
+        if param.grad is not None and param.grad is not given and _ignores_gradients(optimizer, param):
             raise RuntimeError(
                 f"{type(optimizer).__name__} replaced the gradient by one of its own and stepped by that, so the "
                 "method's was lost. Methods that hand over a gradient which they compute cannot work with it; those "
                 "whose last pass leaves it, such as SAM(), can."
             )
+
+
+def _ignores_gradients(optimizer: Optimizer, param: Tensor) -> bool:
+    """Whether two different gradients on a copy of ``param`` end as the same, or the copy cannot be stepped at all.
+
+    A shallow copy of the optimizer takes these steps, without state and hooks. One that steps through another optimizer
+    gets no trial, as it would step that one's parameters.
+    """
+    if "param_groups" not in vars(optimizer) or any(isinstance(value, Optimizer) for value in vars(optimizer).values()):
+        return True
+    group = next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
+    left = []
+    for factor in (1.0, -2.0):
+        stand_in = nn.Parameter(param.detach().clone())
+        ramp = torch.arange(1.0, param.numel() + 1, device=param.device).view(param.shape)
+        stand_in.grad = (factor * ramp.square()).to(param)
+        trial = copy.copy(optimizer)
+        trial.__dict__.update(
+            param_groups=[{**group, "params": [stand_in]}],
+            state=defaultdict(dict),
+            _optimizer_step_pre_hooks=OrderedDict(),
+            _optimizer_step_post_hooks=OrderedDict(),
+        )
+        try:
+            type(optimizer).step(trial)
+        except Exception:  # a copy does not have what the optimizer's own gradient comes from
+            return True
+        left.append(stand_in.grad)
+    return left[0] is not None and left[1] is not None and bool((left[0] == left[1]).all())
 
 
 def _computes(parts: Parts) -> str | None:

@@ -128,6 +128,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             self._finish()
             if finite:
                 stepped = attempt.stepped()
+                self._handover.give(self.base_optimizer, attempt.evaluation.params)
                 with self._passes.working("sam/base step"):
                     self.base_optimizer.step()
                 attempt.remember(stepped)
@@ -235,6 +236,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         if finite:
             if scaler is not None:
                 scale_(evaluation.params, scaler)
+            self._handover.give(self.base_optimizer, evaluation.params)
             then = partial(self._taken, attempt, self._passes.clock(), scaler)
         else:
             self.zero_grad()  # make the caller's step() a no-op
@@ -268,7 +270,6 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         """The step that begins, whatever became of the one before."""
         if self._pending.drop():
             self._passes.settle([])  # its gradients were never used: the closure has to zero them
-        self._handover.watch(self.base_optimizer)
         if self._paused is not None:
             self._passes.seconds += self._passes.clock() - self._paused  # data and what else is the program's
             self._paused = None

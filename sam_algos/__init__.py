@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sam_algos.batchnorm import recalibrate
-    from sam_algos.core.objective.view import Step
-    from sam_algos.core.parts import (
+    from sam_algos.core.stepping.optimizer import SharpnessAwareOptimizer
+    from sam_algos.method import Method
+    from sam_algos.methods import *
+    from sam_algos.methods import METHODS, PARTS
+    from sam_algos.parts import (
         Ascent,
         Climb,
         Decision,
@@ -17,27 +20,22 @@ if TYPE_CHECKING:
         Perturbation,
         Policy,
         Samples,
+        Schedule,
+        Step,
         Update,
+        Vector,
     )
-    from sam_algos.core.schedules import Schedule
-    from sam_algos.core.stepping.optimizer import SharpnessAwareOptimizer
-    from sam_algos.core.tensors.vector import Vector
-    from sam_algos.method import Method
-    from sam_algos.methods import *
-    from sam_algos.methods import METHODS, PARTS
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "batchnorm": ("recalibrate",),
-    "core.objective.view": ("Step",),
     "core.stepping.optimizer": ("SharpnessAwareOptimizer",),
-    "core.parts": (
-        "Ascent", "Climb", "Decision", "Descent", "Part", "Parts", "Perturbation", "Policy", "Samples", "Update",
-    ),
-    "core.schedules": ("Schedule",),
-    "core.tensors.vector": ("Vector",),
     "method": ("Method",),
+    "parts": (
+        "Ascent", "Climb", "Decision", "Descent", "Part", "Parts", "Perturbation", "Policy", "Samples", "Schedule",
+        "Step", "Update", "Vector",
+    ),
 }  # fmt: skip
 
 

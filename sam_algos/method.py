@@ -18,8 +18,7 @@ from sam_algos.core.options import Fraction, Options, ranges
 from sam_algos.core.parts import Descent, Part, Parts, Perturbation, Policy, WholeBatch
 from sam_algos.core.passes.closures import ClosurePasses
 from sam_algos.core.passes.contract import Passes
-from sam_algos.core.passes.replay import refuse_fsdp1
-from sam_algos.core.refusals import refuse_deepspeed
+from sam_algos.core.refusals import refuse_deepspeed, refuse_fsdp1
 from sam_algos.core.samples import AscentFraction
 from sam_algos.core.stepping.optimizer import SharpnessAwareOptimizer
 

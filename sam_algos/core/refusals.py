@@ -1,14 +1,23 @@
-"""Programs that take steps of their own, in which a method cannot be right."""
+"""Refuse programs under which a method would be silently wrong."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
+from torch.optim import Optimizer
 
-__all__ = ["hook_with_memory", "refuse_deepspeed", "refuse_memory_of_hooks", "refuse_trainers"]
+__all__ = [
+    "hook_with_memory",
+    "is_private",
+    "refuse_deepspeed",
+    "refuse_fsdp1",
+    "refuse_memory_of_hooks",
+    "refuse_trainers",
+]
 
 
 def refuse_trainers(closure: Callable[..., Any]) -> None:
@@ -46,6 +55,32 @@ def refuse_deepspeed(method: str, model: nn.Module) -> None:
             f"{method}: DeepSpeed is not supported: its engine keeps the gradients to itself and takes the steps. Use "
             "DistributedDataParallel, or FSDP2: torch.distributed.fsdp.fully_shard."
         )
+
+
+def refuse_fsdp1(method: str, model: nn.Module, *, configured: bool = False) -> None:
+    """Refuse FSDP1, whose flat shards do not say which ranks complete a norm.
+
+    Args:
+        method: The name of the method, for the error.
+        model: The model to be trained.
+        configured: Whether it will be sharded so.
+
+    Raises:
+        ValueError: If the model, or a part of it, is or will be sharded by FSDP1.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    wrapped = fsdp is not None and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in model.modules())
+    if wrapped or configured:
+        raise ValueError(
+            f"{method}: FSDP1 (FullyShardedDataParallel) is not supported: norms over flat shards would be "
+            "those of one process. Use FSDP2: torch.distributed.fsdp.fully_shard, or under Composer "
+            "parallelism_config={'fsdp': composer.utils.parallelism.FSDP2Config()}."
+        )
+
+
+def is_private(optimizer: Optimizer) -> bool:
+    """Whether the optimizer is one of Opacus, which steps by per-sample gradients of the last backward pass."""
+    return any(cls.__module__.partition(".")[0] == "opacus" for cls in type(optimizer).__mro__)
 
 
 def hook_with_memory(model: nn.Module) -> str | None:

@@ -10,7 +10,7 @@ from composer.algorithms.sam import SAMOptimizer as ComposerSAMOptimizer
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from sam_algos.core.passes.replay import refuse_fsdp1
+from sam_algos.core.refusals import refuse_fsdp1
 from sam_algos.core.stepping.wrapper import WrappedOptimizer
 from sam_algos.trainer.instances import refuse_class
 from sam_algos.trainer.passes import TrainerPasses

@@ -75,9 +75,9 @@ class Overflowing(ClosurePasses):
     """Overflows in one of the passes of a step, as float16 does under Composer."""
 
     def __init__(self, optimizer: SharpnessAwareOptimizer) -> None:
-        like: Any = optimizer._passes
+        like: Any = optimizer._context.passes
         super().__init__(like._model, like._total_steps, selects=like._selects)
-        optimizer._passes = optimizer._surroundings.passes = self
+        optimizer._context.passes = self
         self.number = self._count = 0
 
     def first(self, closure: Any, plan: Pass) -> Any:

@@ -424,7 +424,7 @@ def test_another_model_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     taken, model = looks_taken(monkeypatch), network()
     optimizer = wrap(SAM(), model)
     list(steps(model, optimizer, make_batches(2)))
-    optimizer._passes._model = nn.ModuleList([model])
+    optimizer._context.passes._model = nn.ModuleList([model])
     list(steps(model, optimizer, make_batches(2)))
     assert len(taken) == 2
 

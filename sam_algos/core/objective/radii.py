@@ -1,16 +1,22 @@
-"""The radii that parameter groups have of their own."""
+"""The radius of each parameter: that of the step, or that of its group."""
 
 from __future__ import annotations
 
 import math
-import operator
+from collections.abc import Sequence
+from operator import methodcaller
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
+from sam_algos.core.objective.answers import Ascent
 from sam_algos.core.options import is_number
 
 __all__ = ["OwnRadii", "check_radius"]
+
+
+_RHO = methodcaller("get", "rho")
 
 
 def check_radius(group: dict[str, Any]) -> None:
@@ -25,7 +31,7 @@ def check_radius(group: dict[str, Any]) -> None:
 
 
 class OwnRadii:
-    """The entries ``rho`` of a base optimizer's parameter groups, read at every step.
+    """The entries ``rho`` of a base optimizer's parameter groups, read at every step, and what moves by which radius.
 
     PyTorch's ``load_state_dict`` puts the checkpoint's groups in the place of the optimizer's. A ``rho`` in the
     checkpoint then counts, as its ``lr`` does. Where the checkpoint has none, as after plain training, the group keeps
@@ -40,6 +46,8 @@ class OwnRadii:
         self._ours = "rho" not in optimizer.defaults
         self._groups: list[dict[str, Any]] = []
         self._radii: list[Any] = []
+        self._any = False  # whether any group has a radius of its own
+        self._checked: list[Any] | None = None
         self._hook: Any = None
         self.read(optimizer)
         self.watch(optimizer)
@@ -60,15 +68,36 @@ class OwnRadii:
         Raises:
             ValueError: If a ``rho`` is not a finite number >= 0.
         """
-        before = self._radii
         self._keep(optimizer)
-        if self._radii != before:
+        if self._radii is not self._checked:
             for group in self._groups if self._ours else ():
                 check_radius(group)
+            self._checked = self._radii
 
-    def still(self, radius: float) -> bool:
-        """Whether no parameter moves, the others having this radius."""
-        return not any(radius if own is None else own for own in self._radii)
+    def still(self, radius: float | Tensor) -> bool:
+        """Whether no parameter moves, the others having this radius; no tensor is waited for."""
+        if isinstance(radius, Tensor):
+            return False
+        return not (any(radius if own is None else own for own in self._radii) if self._any else radius)
+
+    def moving(self, params: Sequence[Tensor], radius: float | Tensor) -> list[Tensor]:
+        """The parameters whose radius is above 0, the others having this radius; a tensor is not waited for."""
+        own, others = self.by_parameter(), 1.0 if isinstance(radius, Tensor) else radius
+        return [p for p in params if own.get(id(p), others) > 0]
+
+    def scales(self, ascent: Ascent, radius: float | Tensor) -> list[Tensor]:
+        """``ρ · scale`` for each parameter of an ascent, with its group's own radius where it has one."""
+        params, scale = ascent.direction.params, ascent.scale
+        if ascent.absolute:
+            return [scale] * len(params)
+        shared = scale * (radius.to(scale.device) if isinstance(radius, Tensor) else radius)
+        if not self._any:
+            return [shared] * len(params)
+        own = self.by_parameter()
+        scaled = {rho: scale * rho for rho in {*own.values()}}
+        if not isinstance(radius, Tensor):
+            shared = scaled.get(radius, shared)  # one tensor for one radius, so that its parameters move together
+        return [scaled[own[id(p)]] if id(p) in own else shared for p in params]
 
     def by_parameter(self) -> dict[int, float]:
         """The radius of each parameter whose group has its own, by ``id``."""
@@ -77,11 +106,13 @@ class OwnRadii:
 
     def _keep(self, optimizer: Optimizer) -> None:
         groups = optimizer.param_groups
-        if len(groups) != len(self._groups) or not all(map(operator.is_, groups, self._groups)):
+        if list(map(id, groups)) != list(map(id, self._groups)):
             own, known = self.by_parameter(), set(map(id, self._groups))
             for group in groups if own else ():
                 first = id(group["params"][0]) if group["params"] else None
                 if id(group) not in known and "rho" not in group and first in own:
                     group["rho"] = own[first]
             self._groups = list(groups)
-        self._radii = [group.get("rho") for group in groups] if self._ours else [None] * len(groups)
+        radii = list(map(_RHO, groups)) if self._ours else [None] * len(groups)
+        if radii != self._radii:
+            self._radii, self._any = radii, any(rho is not None for rho in radii)

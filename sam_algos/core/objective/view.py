@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sam_algos.core.objective.answers import Ascent
+from sam_algos.core.objective.evaluation import Evaluation, Point
+from sam_algos.core.objective.stopwatch import Seconds
 from sam_algos.core.passes.selection import EVERYTHING, Group, Rows, Selection, largest
 from sam_algos.core.tensors import shards
 from sam_algos.core.tensors.parameters import Name
 from sam_algos.core.tensors.vector import Vector
-
-if TYPE_CHECKING:
-    from sam_algos.core.objective.evaluation import Evaluation, Point
-    from sam_algos.core.objective.stopwatch import Seconds
-    from sam_algos.core.parts import Ascent
 
 __all__ = ["Step"]
 
@@ -37,16 +35,24 @@ class Step:
         memory (Mapping): The numbers that the part which is asked remembers.
     """
 
-    def __init__(self, evaluation: Evaluation, memory: Mapping[str, Any], *, synchronized: bool = True) -> None:
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        memory: Mapping[str, Any],
+        *,
+        synchronized: bool = True,
+        point: Point | None = None,
+        selection: Selection = EVERYTHING,
+        params: Collection[Tensor] | None = None,
+    ) -> None:
         self.index = evaluation.index
         self.sharp = evaluation.sharp
         self.progress = evaluation.progress
         self.memory = memory
         self._evaluation = evaluation
         self._synchronized = synchronized
-        self._point: Point | None = None
-        self._selection: Selection = EVERYTHING
-        self._params: Collection[Tensor] | None = None
+        self._point = evaluation.here if point is None else point
+        self._selection, self._params = selection, params
 
     @property
     def params(self) -> list[Tensor]:
@@ -77,19 +83,19 @@ class Step:
         Raises:
             RuntimeError: If it was read before, written into (`scratch`), and no part declares ``reads_gradient``.
         """
-        gradient = self._evaluation.gradient(self._point, self._selection, self._synchronized)
+        gradient = self._evaluation.gradient(self._point, self._selection, synchronized=self._synchronized)
         return gradient if self._params is None else gradient.among(self._params)
 
     @property
     def gradient_norm(self) -> float:
         """``‖g‖`` of `gradient` as a Python number, which waits for the device."""
         if self._params is None:
-            return self._evaluation.gradient_norm(self._point, self._selection, self._synchronized)
+            return self._evaluation.gradient_norm(self._point, self._selection, synchronized=self._synchronized)
         return float(self.gradient.norm())
 
     def scratch(self) -> Vector:
         """The `gradient`, to be written into: its own memory where nobody reads it afterwards, else a copy."""
-        gradient = self._evaluation.scratch(self._point, self._selection, self._synchronized)
+        gradient = self._evaluation.scratch(self._point, self._selection, synchronized=self._synchronized)
         return gradient if self._params is None else gradient.among(self._params)
 
     @property
@@ -99,12 +105,15 @@ class Step:
 
     @property
     def seconds(self) -> Seconds:
-        """What plain and sharp steps take, equal on all processes; to be read after `gradient_norm`, which waits."""
-        return self._evaluation.seconds()
+        """How long plain and sharp steps take, equal on all processes.
+
+        Runs the pass here and waits for it, so that the device has finished the last step when the time is taken.
+        """
+        return self._evaluation.seconds(self._point, self._selection, synchronized=self._synchronized)
 
     def at(self, ascent: Ascent) -> Step:
         """The view from the displaced weights ``w + ε``."""
-        return self._moved(_point=self._evaluation.displaced(ascent))
+        return self._moved(point=self._evaluation.displaced(ascent))
 
     def epsilon(self, ascent: Ascent) -> Vector:
         """What an ascent moves the weights by, ``ε``, each parameter by its own radius."""
@@ -112,7 +121,7 @@ class Step:
 
     def on(self, selection: Selection) -> Step:
         """The view on some of the batch's samples."""
-        return self._moved(_selection=selection)
+        return self._moved(selection=selection)
 
     def split(self, m: int) -> Iterator[Step]:
         """The views on consecutive groups of ``m`` samples, of each microbatch where there are several.
@@ -139,7 +148,7 @@ class Step:
 
     def among(self, params: Collection[Tensor]) -> Step:
         """The view among some parameters: its gradient is zero at the others, and they stay where they are."""
-        return self._moved(_params=params)
+        return self._moved(params=params)
 
     def names(self, params: list[Tensor]) -> list[Name]:
         """What the model calls parameters, and the layers that they belong to."""
@@ -174,9 +183,26 @@ class Step:
 
     def view(self, memory: Mapping[str, Any], *, synchronized: bool) -> Step:
         """The same place as another part sees it."""
-        return self._moved(memory=memory, _synchronized=synchronized)
+        return Step(
+            self._evaluation,
+            memory,
+            synchronized=synchronized,
+            point=self._point,
+            selection=self._selection,
+            params=self._params,
+        )
 
-    def _moved(self, **changes: Any) -> Step:
-        step = object.__new__(Step)
-        vars(step).update(vars(self), **changes)
-        return step
+    def _moved(
+        self,
+        point: Point | None = None,
+        selection: Selection | None = None,
+        params: Collection[Tensor] | None = None,
+    ) -> Step:
+        return Step(
+            self._evaluation,
+            self.memory,
+            synchronized=self._synchronized,
+            point=self._point if point is None else point,
+            selection=self._selection if selection is None else selection,
+            params=self._params if params is None else params,
+        )

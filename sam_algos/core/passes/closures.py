@@ -6,7 +6,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from sam_algos.core.passes.contract import Outcome, Pass, Passes
 from sam_algos.core.passes.replay import Replay
 from sam_algos.core.passes.selection import EVERYTHING, First, Selection
-from sam_algos.core.profiling import span
 from sam_algos.core.refusals import refuse_trainers
+from sam_algos.core.tensors.gradients import marks
 from sam_algos.core.tensors.scaling import unscale_
-from sam_algos.core.tensors.shards import local
+from sam_algos.core.tensors.shards import local, local_parts
 
 __all__ = ["ClosurePasses"]
 
@@ -30,8 +30,8 @@ class ClosurePasses(Passes):
     of each sample, and leaves zeroing, mean and backward to the step. Where passes run on some of the samples it takes
     an argument, a `Selection`, which called with a batch gives those samples.
 
-    A step may take several closures, one for each microbatch (``accumulating``). Each runs the first pass on its own
-    samples when it comes; the later passes run them all, each from the random state that it had.
+    A step may take several closures, one for each microbatch (`Pass.accumulating`). Each runs the first pass on its own
+    samples when it comes; later passes run all of them, each from the random state that it had.
 
     Args:
         model (torch.nn.Module): The model that the closure runs.
@@ -61,22 +61,21 @@ class ClosurePasses(Passes):
     def first(self, closure: Callable[..., Any], plan: Pass) -> Outcome:
         """Run the closure; under ``no_sync()`` where the model has it and no synchronisation is wanted."""
         refuse_trainers(closure)
-        begun = self._goes_on(plan.params)
+        begun = self._goes_on(plan.params) if self._earlier else False
         self._strangers = _Strangers(plan.params) if not begun and self._holds_strangers(plan.params) else None
         if len(self._replays) == len(self._earlier):
             self._replays.append(Replay())
         replay = self._replays[len(self._earlier)]
         if plan.repeatable:
-            with span("sam/replay"):
-                narrowed = isinstance(plan.selection, First)
-                replay.record(self._model, plan.params, narrowed=narrowed, objects=self._objects())
-        outcome = self._call(closure, plan._replace(synchronize=False) if self.accumulating else plan)
+            narrowed = isinstance(plan.selection, First)
+            replay.record(self._model, plan.params, narrowed=narrowed, objects=self._objects())
+        outcome = self._call(closure, plan._replace(synchronize=False) if plan.accumulating else plan)
         if self._strangers is not None:
             self._strangers.refuse_if_kept()
             self._strangers = None
         if begun:
             self._refuse_if_zeroed(plan.params, outcome)
-        if self.accumulating:
+        if plan.accumulating:
             loss = outcome.loss.detach() if isinstance(outcome.loss, Tensor) else outcome.loss
             self._earlier.append(_Microbatch(closure if plan.repeatable else None, replay, loss))
             self._left = _Left(plan.params)
@@ -93,18 +92,19 @@ class ClosurePasses(Passes):
         for earlier in self._earlier:
             if earlier.closure is None:
                 raise RuntimeError("A pass is asked for again of which an earlier microbatch was not kept.")
-            with span("sam/replay"), earlier.replay.again():
+            with earlier.replay.again():
                 losses.append(self._call(earlier.closure, plan._replace(synchronize=False)).loss)
-        with span("sam/replay"), self._replays[len(self._earlier)].again():
+        with self._replays[len(self._earlier)].again():
             return self._whole(self._call(closure, plan), losses, plan)
 
     def _whole(self, outcome: Outcome, losses: list[Any], plan: Pass) -> Outcome:
         """The outcome of a pass whose last microbatch had ``outcome``, and the others these losses."""
         if losses:
             outcome = outcome._replace(loss=sum([*losses, outcome.loss]))
-        if self.scaler is not None:
-            unscale_(plan.params, self.scaler)
-        _refuse_no_gradient(outcome.loss, plan, self._model)
+        if plan.scaler is not None:
+            unscale_(plan.params, plan.scaler)
+        if plan.gradient and not _any_gradient(plan.params):
+            _refuse_no_gradient(outcome.loss, plan, self._model)
         return outcome
 
     def progress(self, index: int) -> float | None:
@@ -142,8 +142,8 @@ class ClosurePasses(Passes):
         Raises:
             RuntimeError: If the gradients of the microbatches before were changed.
         """
-        if not self._earlier or (self._left is not None and self._left.lies_on(params)):
-            return self.begun
+        if self._left is not None and self._left.lie_in([p.grad for p in params if p.grad is not None]):
+            return True
         self._forget_microbatches()
         if any(_is_nonzero(p.grad) for p in params if p.grad is not None):
             raise RuntimeError(
@@ -168,30 +168,49 @@ class ClosurePasses(Passes):
 
     def _call(self, closure: Callable[..., Any], plan: Pass) -> Outcome:
         synchronized = self._synchronizes(plan)
-        unsynchronized: Any = nullcontext if synchronized else self._model.no_sync
-        noted = _Noted(plan.selection)
-        with self.working("sam/pass"), unsynchronized(), torch.set_grad_enabled(plan.gradient):
-            loss = _on_samples(closure, noted) if self._selects else closure()
-            losses = _losses_of_samples(loss, plan)
-            if losses is not None and (self.accumulating or self._earlier):
-                raise TypeError(
-                    "The closure returned a vector: that of a microbatch has to run loss.backward() itself, with its "
-                    "share of the step's loss, and return that."
-                )
-            if losses is not None:
-                loss = losses.mean()
-                if self._strangers is not None and self._strangers.are_untouched():
-                    for p in plan.params:
-                        p.grad = None  # which such a closure leaves to the step
-                if plan.gradient and loss.requires_grad and not any(p.grad is not None for p in plan.params):
-                    (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        return Outcome(loss, None if losses is None else losses.detach(), noted.chosen(), synchronized)
+        noted = _Noted(plan.selection) if self._selects else None
+        arguments = (closure,) if noted is None else (_on_samples, closure, noted)
+        before = torch.is_grad_enabled()
+        torch.set_grad_enabled(plan.gradient)
+        try:
+            if synchronized:
+                loss, losses = self._losses(arguments, plan)
+            else:
+                model: Any = self._model
+                with model.no_sync():
+                    loss, losses = self._losses(arguments, plan)
+        finally:
+            torch.set_grad_enabled(before)
+        return Outcome(loss, losses, 1.0 if noted is None else noted.chosen(), synchronized)
+
+    def _losses(self, call: tuple[Callable[..., Any], ...], plan: Pass) -> tuple[Any, Tensor | None]:
+        """Run the closure; return the loss, and the loss of each sample if the closure returned a vector.
+
+        Such a closure leaves zeroing, the mean and backward to the step.
+        """
+        loss = self.work("sam/pass", *call)
+        losses = _losses_of_samples(loss, plan)
+        if losses is None:
+            return loss, None
+        if plan.accumulating or self._earlier:
+            raise TypeError(
+                "The closure returned a vector: that of a microbatch has to run loss.backward() itself, with its "
+                "share of the step's loss, and return that."
+            )
+        loss = losses.mean()
+        if self._strangers is not None and self._strangers.are_untouched():
+            for p in plan.params:
+                p.grad = None  # which such a closure leaves to the step
+        if plan.gradient and loss.requires_grad and not _any_gradient(plan.params):
+            scaled = loss if plan.scaler is None else plan.scaler.scale(loss)
+            self.work("sam/pass", scaled.backward)
+        return loss, losses.detach()
 
     def _holds_strangers(self, params: list[Tensor]) -> bool:
         """Remove the gradients of the step before; whether there are any others that are not zero, which stay."""
         left, self._left = self._left, None
-        ours = left is not None and left.lies_on(params)
-        if not ours and any(_is_nonzero(p.grad) for p in params if p.grad is not None):
+        there = [p.grad for p in params if p.grad is not None]
+        if there and not (left is not None and left.lie_in(there)) and any(map(_is_nonzero, there)):
             return True
         for p in params:
             p.grad = None
@@ -206,28 +225,35 @@ class _Microbatch(NamedTuple):
     loss: Any
 
 
+_LAYOUT = attrgetter("layout")
+
+
 class _Left:
     """The gradients that a step, or a microbatch, left on the parameters."""
 
     def __init__(self, params: list[Tensor]) -> None:
-        there = _dense(params)
-        self._smallest = min(there, key=Tensor.numel, default=None)  # held, so that no other can take its place
-        self._seen = [(g.data_ptr(), g._version) for g in map(local, there)]
+        dense = [p.grad for p in params if p.grad is not None and p.grad.layout is torch.strided]
+        self._smallest = min(dense, key=Tensor.numel, default=None)  # held, so that no other can take its place
+        self._seen = marks(local_parts(dense))
 
     def is_kept(self, params: list[Tensor]) -> bool:
         """Whether they have only been added to."""
         return self._smallest is None or any(p.grad is self._smallest for p in params)
 
-    def lies_on(self, params: list[Tensor]) -> bool:
-        """Whether they are there, unchanged."""
-        dense = _dense(params)
-        if len(dense) < sum(p.grad is not None for p in params) or not self.is_kept(params):
+    def lie_in(self, gradients: list[Tensor]) -> bool:
+        """Whether these gradients are exactly the ones left, unchanged."""
+        if self._smallest is None or not gradients:
+            return self._smallest is None and not gradients
+        if id(self._smallest) not in set(map(id, gradients)) or set(map(_LAYOUT, gradients)) != {torch.strided}:
             return False
-        return self._seen == [(g.data_ptr(), g._version) for g in map(local, dense)]
+        return self._seen == marks(local_parts(gradients))
 
 
-def _dense(params: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in params if p.grad is not None and p.grad.layout is torch.strided]
+def _any_gradient(params: list[Tensor]) -> bool:
+    for p in params:  # noqa: SIM110  (a generator takes longer)
+        if p.grad is not None:
+            return True
+    return False
 
 
 def _is_nonzero(gradient: Tensor) -> bool:
@@ -267,8 +293,6 @@ def _refuse_no_gradient(loss: Any, plan: Pass, model: nn.Module) -> None:
     Raises:
         RuntimeError: If so.
     """
-    if not plan.gradient or any(p.grad is not None for p in plan.params):
-        return
     skipped = isinstance(loss, (Tensor, float)) and not math.isfinite(loss)
     if skipped or not any(p.requires_grad for p in plan.params):
         return

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -13,21 +12,23 @@ from torch.amp.grad_scaler import GradScaler
 
 from sam_algos.core.passes.replay import Replay
 from sam_algos.core.passes.selection import Selection
-from sam_algos.core.profiling import span
+from sam_algos.core.profiling import within
 
 __all__ = ["Outcome", "Pass", "Passes"]
 
 
 class Pass(NamedTuple):
-    """How a pass is to be run.
+    """How to run a pass.
 
     Attributes:
         params: The parameters that are trained.
-        selection: On which samples.
+        selection: The samples to run on.
         synchronize: Whether data-parallel processes average its gradient.
         gradient: Whether a gradient is wanted, and not only a forward pass.
         losses: Whether the loss of each sample is wanted.
         repeatable: Whether another pass may follow.
+        accumulating: Whether further microbatches of the step will follow the one that runs.
+        scaler: What the closure scales its loss by, if it does.
     """
 
     params: list[Tensor]
@@ -36,6 +37,8 @@ class Pass(NamedTuple):
     gradient: bool
     losses: bool
     repeatable: bool
+    accumulating: bool = False
+    scaler: GradScaler | None = None
 
 
 class Outcome(NamedTuple):
@@ -44,8 +47,8 @@ class Outcome(NamedTuple):
     Attributes:
         loss: What the closure returned, or the mean of the losses.
         losses: The loss of each sample if asked for, detached.
-        share: How much of the batch it ran on.
-        synchronized: Whether the gradient is that of all processes.
+        share: The share of the batch that it ran on.
+        synchronized: Whether the gradient is the average over all processes.
         complete: Whether the pass has seen the whole batch, and not only its first microbatches.
     """
 
@@ -64,25 +67,27 @@ class Passes(ABC):
 
     Attributes:
         clock (callable): Gives the time in seconds.
-        seconds (float): How long the program has been `working`.
-        scaler (GradScaler | None): What the closure scales its loss by.
-        accumulating (bool): Whether further microbatches of the step will follow the one that runs.
+        seconds (float): How long the program has been `working`, counted where steps are `timed`.
+        timed (bool): Whether a part reads how long steps take.
         begun (bool): Whether earlier microbatches of the step have run.
+        finish (callable | None): Lets the program act on the final gradient, just before the base optimizer does.
+        log (callable | None): Logs the figures of a step; None where the program reads them from the optimizer.
     """
 
-    accumulating = False
     begun = False
 
     def __init__(self, selects: bool) -> None:
         self.clock: Callable[[], float] = time.perf_counter
         self.seconds = 0.0
-        self.scaler: GradScaler | None = None
+        self.timed = False
+        self.finish: Callable[[], None] | None = None
+        self.log: Callable[[dict[str, float]], None] | None = None
         self._selects = selects
         self._objects: Callable[[], Iterable[object]] = tuple
         self._replay = Replay()
 
     def can_repeat(self) -> bool:
-        """Whether all that this step has run so far was kept to be run again."""
+        """Whether everything that this step has run so far was kept, so that it can run again."""
         return True
 
     def count_once(self, objects: Callable[[], Iterable[object]]) -> None:
@@ -95,7 +100,7 @@ class Passes(ABC):
 
     @abstractmethod
     def again(self, closure: Callable[..., Any], plan: Pass) -> Outcome | None:
-        """Run another as a repetition of the first that leaves no trace; None on an overflow."""
+        """Repeat the first pass without a trace; None on an overflow."""
 
     @abstractmethod
     def progress(self, index: int) -> float | None:
@@ -114,28 +119,27 @@ class Passes(ABC):
         model = self.model()
         return (*model.parameters(), *model.buffers())
 
-    @contextmanager
-    def working(self, name: str) -> Iterator[None]:
-        """While the program does, or waits for, what it would without a method too; a range in a profile."""
+    def work(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function whose time training without a method would spend, too; a range in a profile.
+
+        The time does not count as the method's own.
+        """
+        if not self.timed:
+            return within(name, function, *args, **kwargs)
         began = self.clock()
         try:
-            with span(name):
-                yield
+            return within(name, function, *args, **kwargs)
         finally:
             self.seconds += self.clock() - began
-
-    def finish(self) -> None:  # noqa: B027  (a program may have nothing to do here)
-        """Let the program act on the final gradient, just before the base optimizer does."""
 
     def settle(self, params: list[Tensor]) -> None:
         """The step is over, however it ended."""
         self._replay.forget()
 
-    def log(self, metrics: dict[str, float]) -> None:  # noqa: B027
-        """Report the figures of the step."""
-
     def _synchronizes(self, plan: Pass) -> bool:
         """Whether data-parallel processes will average the gradient: where it is wanted, and where it has to be."""
+        if plan.synchronize:
+            return True
         model = self.model()
         # DistributedDataParallel with a static graph cannot begin with a pass under no_sync.
-        return plan.synchronize or not hasattr(model, "no_sync") or bool(getattr(model, "static_graph", False))
+        return not hasattr(model, "no_sync") or bool(getattr(model, "static_graph", False))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -19,10 +20,13 @@ from torch.nn.utils import parametrize
 from sam_algos.core.passes.modules import Keepers, ModuleState
 from sam_algos.core.passes.randomness import RandomStreams
 from sam_algos.core.passes.selection import tensors_in
+from sam_algos.core.profiling import within
 from sam_algos.core.tensors import lists as tensors
 from sam_algos.core.tensors import shards
 
-__all__ = ["Replay", "fresh_caches", "fresh_shards", "refuse_fsdp1"]
+__all__ = ["FreshCaches", "Replay", "fresh_shards"]
+
+_DEVICE = attrgetter("device")
 
 
 class Replay:
@@ -39,7 +43,9 @@ class Replay:
         self._program: list[dict[str, Any]] = []
         self._model: Any = None
         self._keepers = Keepers()
-        self._params: list[int] = []
+        self._ids: list[int] = []
+        self._params: Sequence[Tensor] = ()
+        self._trained: set[int] | None = None  # where trained parameters lie, found when needed
         self._others: list[Tensor] = []
         self._unchecked = True
         self._changing: list[Tensor] = []
@@ -70,21 +76,36 @@ class Replay:
                 then taken from the later, which sees what a step without a method would.
             objects: The program's objects whose attributes are put back.
         """
-        self._model, self._narrowed = model, narrowed
-        self._devices = {p.device for p in params}
-        self._trained = {shards.local(p.data).untyped_storage().data_ptr() for p in params}
+        self._model, self._narrowed, self._params, self._trained = model, narrowed, params, None
+        within("sam/replay", self._record, batch, objects)
+
+    def _record(self, batch: Any, objects: Iterable[object]) -> None:
+        params = self._params
+        self._devices = set(map(_DEVICE, params))
         self._look_at_others(params)
-        self._batch = [(tensor, tensor._version, tensor.clone()) for tensor in tensors_in(batch)]
+        self._batch = [(t, t._version, t.clone()) for t in tensors_in(batch)] if batch is not None else []
         self._program = [vars(kept) for kept in objects if hasattr(kept, "__dict__")]
-        self._before = ModuleState(self._keepers, self._changing, self._trained, self._program)
+        self._before = self._state()
         self._streams = RandomStreams.record(self._devices)
+
+    def _state(self, *, shortens: bool = False) -> ModuleState | None:
+        """What is kept now; None where nothing that could be put back is."""
+        if not (self._keepers.buffers or self._keepers.attributes or self._changing or self._program):
+            return None
+        return ModuleState(self._keepers, self._changing, self._where_trained(), self._program, shortens=shortens)
+
+    def _where_trained(self) -> set[int]:
+        """Where the trained parameters lie in memory."""
+        if self._trained is None:
+            self._trained = {p.untyped_storage().data_ptr() for p in shards.local_parts([p.data for p in self._params])}
+        return self._trained
 
     def _look_at_others(self, params: Sequence[Tensor]) -> None:
         """Find the model's parameters outside the optimizer, and note what they are, to find those that change."""
         self._keepers.look(self._model)
         ids = list(map(id, params))
-        if self._keepers.fresh or ids != self._params:
-            trained, self._params, self._unchecked = set(ids), ids, True
+        if self._keepers.fresh or ids != self._ids:
+            trained, self._ids, self._unchecked = set(ids), ids, True
             self._others = [p for p in self._model.parameters() if id(p) not in trained]
             known = set(map(id, self._others))
             self._changing = [p for p in self._changing if id(p) in known]
@@ -92,7 +113,8 @@ class Replay:
             self._norms = _norms(self._plain_others())
 
     def _plain_others(self) -> list[Tensor]:
-        return [p for p in self._others if _is_plain(p) and p.untyped_storage().data_ptr() not in self._trained]
+        trained = self._where_trained()
+        return [p for p in self._others if _is_plain(p) and p.untyped_storage().data_ptr() not in trained]
 
     def _end_check(self) -> None:
         """Once for each set of others: which of them did the first pass change?"""
@@ -104,40 +126,55 @@ class Replay:
             self._norms = None
         self._unchecked = False
 
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """Run the body as a repetition of the first pass that leaves no trace of its own."""
+    def again(self) -> Replay:
+        """Itself, for ``with replay.again():``, whose body repeats the first pass and leaves no trace of its own."""
+        return self
+
+    def __enter__(self) -> None:
+        within("sam/replay", self._go_back)
+
+    def __exit__(self, error: object, *_: object) -> None:
+        within("sam/replay", self._return, completed=error is None)
+
+    def _go_back(self) -> None:
+        """To what the first pass started from."""
         self._end_check()
         self._keepers.look(self._model)  # the first pass may have registered buffers
-        after = ModuleState(self._keepers, self._changing, self._trained, self._program, shortens=True)
-        streams = RandomStreams.record(self._devices)
-        tracking = [norm for norm in self._keepers.norms if norm.track_running_stats]
-        gradients = [(p, p.grad) for p in self._others]  # of another optimizer, say
-        attributes = True
+        self._after, self._streams_after = self._state(shortens=True), RandomStreams.record(self._devices)
+        self._tracking = [norm for norm in self._keepers.norms if norm.track_running_stats]
+        self._gradients = [(p, p.grad) for p in self._others] if self._others else []  # of another optimizer, say
         try:
             for p in self._others:
                 p.grad = None
             for tensor, version, original in self._batch:
                 if tensor._version != version:
                     tensor.copy_(original)
-            self._before.restore(keep_new_buffers=True)
-            for norm in tracking:
+            if self._before is not None:
+                self._before.restore(keep_new_buffers=True)
+            for norm in self._tracking:
                 vars(norm)["track_running_stats"] = False  # as the attribute is set, without nn.Module's bookkeeping
             self._streams.restore()
-            yield
-            if self._narrowed:
-                streams, attributes = RandomStreams.record(self._devices), False
-        finally:
-            streams.restore()
-            for p, gradient in gradients:
-                p.grad = gradient
-            for norm in tracking:
-                vars(norm)["track_running_stats"] = True
+        except BaseException:
+            self._return(completed=False)
+            raise
+
+    def _return(self, *, completed: bool) -> None:
+        """To what the first pass left."""
+        streams, after, attributes = self._streams_after, self._after, True
+        if self._narrowed and completed:  # this pass drew and counted what a step without a method would
+            streams, attributes = RandomStreams.record(self._devices), False
+        streams.restore()
+        for p, gradient in self._gradients:
+            p.grad = gradient
+        for norm in self._tracking:
+            vars(norm)["track_running_stats"] = True
+        if after is not None:
             after.restore(attributes=attributes)
+        self._after, self._gradients, self._tracking = None, [], []
 
     def forget(self) -> None:
         """Let go of what was recorded: the step is over."""
-        self._batch, self._before, self._norms, self._program = [], None, None, []
+        self._batch, self._before, self._norms, self._program, self._params = [], None, None, [], ()
 
 
 def _norms(params: Sequence[Tensor]) -> Tensor:
@@ -148,25 +185,24 @@ def _is_plain(p: Tensor) -> bool:
     return (p.is_floating_point() or p.is_complex()) and not shards.is_sharded([p])
 
 
-@contextmanager
-def fresh_caches() -> Iterator[None]:
-    """Run a pass without the weights that PyTorch has cached in another, and let none of its own survive.
+class FreshCaches:
+    """Within ``with FreshCaches():`` a pass finds no weights that PyTorch cached in another, and leaves none itself.
 
     Autocast keeps weights in half precision; ``parametrize.cached()`` keeps parametrized ones, with a graph that one
     backward pass uses up.
     """
-    torch.clear_autocast_cache()
-    cached = getattr(parametrize, "_cache_enabled", 0) > 0
-    kept = dict(parametrize._cache) if cached else {}
-    if cached:
-        parametrize._cache.clear()
-    try:
-        yield
-    finally:
+
+    def __enter__(self) -> None:
         torch.clear_autocast_cache()
-        if cached:
+        self._kept = dict(parametrize._cache) if parametrize._cache_enabled else None
+        if self._kept is not None:
             parametrize._cache.clear()
-            parametrize._cache.update(kept)
+
+    def __exit__(self, *_: object) -> None:
+        torch.clear_autocast_cache()
+        if self._kept is not None:
+            parametrize._cache.clear()
+            parametrize._cache.update(self._kept)
 
 
 @contextmanager
@@ -190,24 +226,3 @@ def _reshard(model: nn.Module) -> None:
     for module in model.modules() if sharded else ():
         if isinstance(module, sharded):
             cast(Any, module).reshard()
-
-
-def refuse_fsdp1(method: str, model: nn.Module, *, configured: bool = False) -> None:
-    """Refuse FSDP1, whose flat shards do not say which ranks complete a norm.
-
-    Args:
-        method: The name of the method, for the error.
-        model: The model to be trained.
-        configured: Whether it will be sharded so.
-
-    Raises:
-        ValueError: If the model, or a part of it, is or will be sharded by FSDP1.
-    """
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    wrapped = fsdp is not None and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in model.modules())
-    if wrapped or configured:
-        raise ValueError(
-            f"{method}: FSDP1 (FullyShardedDataParallel) is not supported: norms over flat shards would be "
-            "those of one process. Use FSDP2: torch.distributed.fsdp.fully_shard, or under Composer "
-            "parallelism_config={'fsdp': composer.utils.parallelism.FSDP2Config()}."
-        )

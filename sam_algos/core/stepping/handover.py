@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sam_algos.core.parts import Descent, Parts, WholeBatch
+from sam_algos.core.refusals import is_private
 
-__all__ = ["Handover", "is_private", "refuse_private"]
+__all__ = ["Handover", "refuse_private"]
 
 
 class Handover:
@@ -95,11 +96,6 @@ def _computes(parts: Parts) -> str | None:
     if descent.sharp is not Descent.sharp or descent.flat is not Descent.flat:
         return repr(parts.descent)
     return None if type(parts.samples) is WholeBatch else repr(parts.samples)
-
-
-def is_private(optimizer: Optimizer) -> bool:
-    """Whether it is one of Opacus, which steps by the gradients of samples that the last backward pass left."""
-    return any(cls.__module__.partition(".")[0] == "opacus" for cls in type(optimizer).__mro__)
 
 
 def refuse_private(optimizer: Optimizer, parts: Parts) -> None:

@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sam_algos.core.objective.stopwatch import unknown
 from sam_algos.core.parts import Memory, Parts
 from sam_algos.core.tensors import shards
 from sam_algos.core.tensors.vector import Vector
 
-if TYPE_CHECKING:
-    from sam_algos.core.stepping.optimizer import SharpnessAwareOptimizer
-
-__all__ = ["MethodMemory", "apart", "commit", "fresh", "holds_vectors", "restored"]
+__all__ = ["apart", "commit", "fresh", "holds_vectors", "restored"]
 
 _COUNTERS = ("step", "sharp", "nonfinite")
-
-
-class MethodMemory:
-    """What a method remembers between steps, as an object that a checkpoint can hold.
-
-    Args:
-        optimizer (SharpnessAwareOptimizer): The optimizer this memory belongs to.
-    """
-
-    def __init__(self, optimizer: SharpnessAwareOptimizer) -> None:
-        self._optimizer = optimizer
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's ``method_state_dict()``."""
-        return self._optimizer.method_state_dict()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """The optimizer's ``load_method_state_dict()``."""
-        self._optimizer.load_method_state_dict(state_dict)
 
 
 def fresh(parts: Parts) -> dict[str, Any]:

@@ -12,23 +12,23 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from sam_algos.core.objective.context import Surroundings
+from sam_algos.core.objective.context import Context
 from sam_algos.core.objective.evaluation import NoOutcome
 from sam_algos.core.objective.radii import check_radius
-from sam_algos.core.parts import Parts
+from sam_algos.core.parts import Parts, Schedule
 from sam_algos.core.passes.contract import Passes
+from sam_algos.core.stepping.activity import Activity
 from sam_algos.core.stepping.attempt import Attempt
 from sam_algos.core.stepping.compilation import uncompiled
-from sam_algos.core.stepping.handover import Handover, is_private, refuse_private
-from sam_algos.core.stepping.memory import MethodMemory, fresh, restored
+from sam_algos.core.stepping.figures import Figures
+from sam_algos.core.stepping.handover import Handover, refuse_private
+from sam_algos.core.stepping.memory import fresh, restored
 from sam_algos.core.stepping.pending import Pending
 from sam_algos.core.stepping.wrapper import WrappedOptimizer
-from sam_algos.core.tensors.displacement import Displacement
-from sam_algos.core.tensors.gradients import stand_still
-from sam_algos.core.tensors.parameters import Names
+from sam_algos.core.tensors.gradients import are_finite, stand_still
 from sam_algos.core.tensors.scaling import scale_, takes_the_step
 
-__all__ = ["SharpnessAwareOptimizer"]
+__all__ = ["MethodMemory", "SharpnessAwareOptimizer"]
 
 _REQUIRED: Any = object()
 
@@ -85,22 +85,25 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             part.check(base_optimizer)
         refuse_private(base_optimizer, parts)
         self._parts = parts
-        self._passes = passes
+        self._context = Context.around(base_optimizer, passes, parts.needs(synchronize=synchronize))
+        self._nonfinite = nonfinite
         self._handover = Handover(parts)
+        self._activity = Activity(parts, passes)
         self._memory: dict[str, Any] = fresh(parts)
         self._pending = Pending()
         self._seeks_scaler = parts.reader("reads_scale") is not None
         self._paused: float | None = None  # since when the program has been doing something else amid a step
-        self._surroundings = Surroundings(
-            passes=passes,
-            parts=parts,
-            names=Names(passes.model),
-            displacement=Displacement(passes.tensors),
-            base=base_optimizer,
-            synchronize=synchronize,
-            nonfinite=nonfinite,
-        )
-        self.metrics: dict[str, float] = {}
+        self._figures: Figures | None = None
+        self._metrics: dict[str, float] = {}
+        self._watched = True  # whether somebody reads the figures, as far as one can tell before the first step
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The figures of the last step, by name."""
+        if self._figures is not None:
+            self._watched = True
+            self._metrics = self._figures.read()
+        return self._metrics
 
     @uncompiled
     @torch.no_grad()
@@ -122,23 +125,26 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         """
         if closure is None or closure is _REQUIRED:
             return self._step_without_closure(closure)
-        attempt = self._attempt(closure)
+        attempt = self._begin(closure)
+        passes, evaluation = self._context.passes, attempt.evaluation
         try:
-            finite = attempt.ask()
+            attempt.ask()
+            finite = self._may_step(attempt)
+            if self._watched or passes.log is not None:
+                evaluation.norm()  # before anybody writes into the gradient
             self._finish()
             if finite:
                 stepped = attempt.stepped()
-                self._handover.give(self.base_optimizer, attempt.evaluation.params)
-                with self._passes.working("sam/base step"):
-                    self.base_optimizer.step()
-                attempt.remember(stepped)
-            loss = attempt.evaluation.loss
+                self._handover.give(self.base_optimizer, evaluation.params)
+                passes.work("sam/base step", self.base_optimizer.step)
+                self._remember(attempt, stepped)
+            loss = evaluation.loss
         except NoOutcome:
             self._finish()
             loss = None
         finally:
-            self._passes.settle(attempt.evaluation.params)
-        self.metrics = attempt.report()
+            passes.settle(evaluation.params)
+        self._report(attempt)
         return loss
 
     @uncompiled
@@ -174,23 +180,20 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         why = None
         if self._parts.samples.selects or self._parts.reader("reads_losses") is not None:
             why = f"{self._parts.samples!r} runs passes on some of the samples"
-        elif is_private(self.base_optimizer):
+        elif self._context.private:
             why = f"{type(self.base_optimizer).__name__} keeps the gradients of samples of its own"
         if why is not None:
             raise ValueError(
                 f"optimizer.accumulate(): {why}. Let the closure of optimizer.step(closure) run all microbatches."
             )
-        attempt = self._attempt(closure)
-        self._passes.accumulating = True
+        attempt, passes = self._begin(closure, accumulating=True), self._context.passes
         try:
             attempt.ask()  # up to its first pass: parts change nothing before they are told to remember
         except NoOutcome:
-            self._paused = self._passes.clock()
+            self._paused = passes.clock()
         except BaseException:
-            self._passes.settle([])
+            passes.settle([])
             raise
-        finally:
-            self._passes.accumulating = False
         return attempt.evaluation.loss
 
     @uncompiled
@@ -224,24 +227,24 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
                 f"optimizer.backward(): {type(self.base_optimizer).__name__} calls no hooks of its step, which would "
                 "not be seen. Use optimizer.step(closure)."
             )
-        attempt = self._attempt(closure)
-        evaluation = attempt.evaluation
-        self._passes.scaler = scaler
+        attempt = self._begin(closure, scaler=scaler)
+        passes, evaluation = self._context.passes, attempt.evaluation
         try:
-            finite = attempt.ask()
+            attempt.ask()
+            finite = self._may_step(attempt, scaler)
+            evaluation.norm()  # before the program clips the gradient
             self._finish()
         finally:
-            self._passes.scaler = None
-            self._passes.settle(evaluation.params)
+            passes.settle(evaluation.params)
         if finite:
             if scaler is not None:
                 scale_(evaluation.params, scaler)
             self._handover.give(self.base_optimizer, evaluation.params)
-            then = partial(self._taken, attempt, self._passes.clock(), scaler)
+            then = partial(self._taken, attempt, passes.clock(), scaler)
         else:
             self.zero_grad()  # make the caller's step() a no-op
             then = None
-            self.metrics = attempt.report()
+            self._report(attempt)
         self._pending.wait(self.base_optimizer, evaluation.params, then)
         return evaluation.loss
 
@@ -249,10 +252,11 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         """Remember a step that somebody took with the gradient of `backward`."""
         if self._seeks_scaler and scaler is None:
             self._warn_of_scaler()
-        self._passes.seconds += self._passes.clock() - began  # clipping and the step are the program's
-        attempt.remember(attempt.stepped())
-        self.metrics = attempt.report()
-        self._passes.settle(attempt.evaluation.params)
+        passes = self._context.passes
+        passes.seconds += passes.clock() - began  # clipping and the step are the program's
+        self._remember(attempt, attempt.stepped())
+        self._report(attempt)
+        passes.settle(attempt.evaluation.params)
         self._opt_called = True  # what schedulers of this optimizer look for, where the base optimizer was stepped
 
     def _warn_of_scaler(self) -> None:
@@ -266,19 +270,69 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
                 stacklevel=2,
             )
 
-    def _attempt(self, closure: Callable[..., Any]) -> Attempt:
-        """The step that begins, whatever became of the one before."""
+    def _begin(
+        self, closure: Callable[..., Any], *, scaler: GradScaler | None = None, accumulating: bool = False
+    ) -> Attempt:
+        """Begin a step, whatever became of the one before."""
+        context, passes = self._context, self._context.passes
+        if self._figures is not None:
+            self._figures.close()
         if self._pending.drop():
-            self._passes.settle([])  # its gradients were never used: the closure has to zero them
+            passes.settle([])  # its gradients were never used: the closure has to zero them
         if self._paused is not None:
-            self._passes.seconds += self._passes.clock() - self._paused  # data and what else is the program's
+            passes.seconds += passes.clock() - self._paused  # data and what else is the program's
             self._paused = None
-        return Attempt(self._surroundings, closure, self._memory)
+        if context.stopwatch is not None and not passes.begun:
+            context.stopwatch.start(self._memory["seconds"])
+        context.radii.read(self.base_optimizer)
+        return Attempt(
+            context,
+            self._parts,
+            self.base_optimizer,
+            closure,
+            self._memory,
+            scaler=scaler,
+            accumulating=accumulating,
+        )
+
+    def _may_step(self, attempt: Attempt, scaler: GradScaler | None = None) -> bool:
+        """Whether a step may be taken on the gradient; a scaler leaves out those that are not finite by itself."""
+        if self._nonfinite == "pass" or (scaler is not None and scaler.is_enabled()):
+            return True
+        finite = are_finite(attempt.evaluation.params)
+        self._memory["nonfinite"] += not finite
+        return finite
 
     def _finish(self) -> None:
         """Let the program act on the final gradient."""
-        with torch.enable_grad(), self._passes.working("sam/finish"):
-            self._passes.finish()
+        passes = self._context.passes
+        if passes.finish is not None:
+            with torch.enable_grad():
+                passes.work("sam/finish", passes.finish)
+
+    def _remember(self, attempt: Attempt, stepped: set[int]) -> None:
+        """The base optimizer has stepped."""
+        attempt.remember(stepped)
+        if not attempt.still:
+            evaluation = attempt.evaluation
+            self._activity.note(attempt.decision.sharp, evaluation.climbed, evaluation.progress)
+
+    def _report(self, attempt: Attempt) -> None:
+        """Hand out the figures of the step, and stop its watch if it was taken."""
+        evaluation, context = attempt.evaluation, self._context
+        self._watched &= self._figures is not None or context.passes.log is not None
+        self._figures = Figures(
+            evaluation,
+            attempt.decision.log,
+            self._memory,
+            counts=self._nonfinite == "pass",
+            rho=isinstance(self._parts.perturbation.rho, Schedule),
+            losses=context.needs.losses,
+        )
+        if context.passes.log is not None:
+            context.passes.log(self._figures.read())
+        if context.stopwatch is not None and self._memory["step"] > evaluation.index:
+            context.stopwatch.stop(evaluation.climbed)
 
     def _step_without_closure(self, closure: object | None) -> None:
         """Take the step that `backward` prepared; or one where nothing moves, which creates the state of a step."""
@@ -320,7 +374,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             >>> seen.samples
             4
         """
-        self._passes.count_once(objects)
+        self._context.passes.count_once(objects)
 
     def method_state_dict(self) -> dict[str, Any]:
         """What the method remembers between steps, in Python numbers; ``state_dict`` holds all the rest.
@@ -328,6 +382,8 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         A hand-written loop saves it beside ``state_dict()``. Composer's Trainer and the mixins of
         ``sam_algos.integrations`` do so by themselves; other programs can be given `method_memory` to save.
         """
+        if self._figures is not None:
+            self._figures.read()  # counts the last gradient if it is not finite
         return copy.deepcopy(self._memory)
 
     def load_method_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -355,7 +411,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             None of 5 steps was sharpness-aware, so this was training without the method: Late(start=0.9) asked for
             none, the last at 40% of training.
         """
-        self._surroundings.activity.end(self._memory)
+        self._activity.end(self._memory)
 
     @property
     def method_memory(self) -> MethodMemory:
@@ -366,17 +422,48 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         """
         return MethodMemory(self)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Zero the gradients of the base optimizer's parameters."""
+        if self._figures is not None:
+            self._figures.before_zeroing()
+        self.base_optimizer.zero_grad(set_to_none=set_to_none)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; an entry ``rho`` is the group's own radius."""
         if "rho" not in self.defaults:
             check_radius(param_group)
         self.base_optimizer.add_param_group(param_group)
 
+    def __reduce__(self) -> Any:
+        """Pickle the figures as they read now."""
+        kind, arguments, attributes = super().__reduce__()
+        metrics = self._metrics if self._figures is None else self._figures.read()
+        return kind, arguments, {**attributes, "_figures": None, "_metrics": metrics}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the attributes over, and watch the base optimizer, which leaves its hooks behind."""
         super().__setstate__(state)
-        self._surroundings.radii.watch(self.base_optimizer)
+        self._context.radii.watch(self.base_optimizer)
 
     def __repr__(self) -> str:
         """The parts around the base optimizer."""
         return f"{self._parts!r} around {self.base_optimizer!r}"
+
+
+class MethodMemory:
+    """What a method remembers between steps, as an object that a checkpoint can hold.
+
+    Args:
+        optimizer (SharpnessAwareOptimizer): The optimizer this memory belongs to.
+    """
+
+    def __init__(self, optimizer: SharpnessAwareOptimizer) -> None:
+        self._optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's ``method_state_dict()``."""
+        return self._optimizer.method_state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """The optimizer's ``load_method_state_dict()``."""
+        self._optimizer.load_method_state_dict(state_dict)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from sam_algos.core.profiling import span
+from sam_algos.core.profiling import within
 from sam_algos.core.tensors.shards import local, local_parts
 
 __all__ = ["Displaced", "Displacement"]
@@ -46,7 +46,7 @@ class Displacement:
             disposable: Whether the directions may be overwritten.
         """
         weights = local_parts([p.data for p in params])
-        if [w.data_ptr() for w in weights] != self._storage.pointers:
+        if list(map(Tensor.data_ptr, weights)) != self._storage.pointers:
             addresses = [w.untyped_storage().data_ptr() for w in weights]
             if not self._alone.keys() >= set(addresses):
                 everything = {id(t): t for t in (*self._elsewhere(), *params)}.values()
@@ -110,19 +110,17 @@ class Displaced:
 
     def __enter__(self) -> None:
         try:
-            with span("sam/displace"):
-                self._displace()
+            within("sam/displace", self._displace)
         except BaseException:
             self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
-        with span("sam/restore"):
-            try:
-                self._put_back()
-            except BaseException:
-                self._put_back()
-                raise
+        try:
+            within("sam/restore", self._put_back)
+        except BaseException:
+            self._put_back()
+            raise
 
     def stands_still(self, params: Sequence[Tensor]) -> bool:
         """Whether the direction is zero at these parameters, as long as it is known: until the weights were there."""
@@ -133,7 +131,7 @@ class Displaced:
     def _displace(self) -> None:
         weights = self._weights
         own, rest = self._storage.own, self._storage.rest
-        self._aside = [weights[i].clone() for i in rest]
+        self._aside = [weights[i].clone() for i in rest] if rest else []
         if self._moved is None:
             self._moved = self._make(weights)
             if not rest:
@@ -154,8 +152,8 @@ class Displaced:
 
     def _make(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """``w + scale · direction`` of each that owns its storage."""
-        moved, storage, first = list(self._directions), self._storage, self._scales[0] if self._scales else None
-        if storage.at_once and all([s is first for s in self._scales]):
+        moved, storage = list(self._directions), self._storage
+        if storage.at_once and len(set(map(id, self._scales))) <= 1:
             self._add_at_once(moved, float(self._scales[0]) if storage.own else 0.0)
             return [moved[i] for i in storage.own]
         # A few calls however many tensors, and the scale stays on its device.
@@ -172,10 +170,11 @@ class Displaced:
     def _add_at_once(self, moved: list[Tensor], scale: float) -> None:
         """Where the scale is at hand: large tensors into their direction, small ones anew, which takes fewer calls."""
         weights, small, large = self._weights, self._storage.small, self._storage.large
-        if any([weights[i].stride() != moved[i].stride() for i in small]):
+        here, there = [weights[i] for i in small], [moved[i] for i in small]
+        if list(map(Tensor.stride, here)) != list(map(Tensor.stride, there)):
             small, large = [], self._storage.own
         if small:
-            made = torch._foreach_add([weights[i] for i in small], [moved[i] for i in small], alpha=scale)
+            made = torch._foreach_add(here, there, alpha=scale)
             for i, displaced in zip(small, made, strict=True):
                 moved[i] = displaced
         for i in large:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,10 +14,20 @@ from sam_algos.core.tensors import shards
 from sam_algos.core.tensors.parameters import Names
 from sam_algos.core.tensors.vector import Vector
 
-__all__ = ["are_finite", "collect", "multiply_", "put_in_place", "stand_still"]
+__all__ = ["are_finite", "collect", "marks", "multiply_", "put_in_place", "stand_still"]
 
 
-def collect(params: Sequence[Tensor], names: Names, *, owned: bool, maximized: Sequence[Tensor] = ()) -> Vector:
+_LAYOUT, _VERSION = attrgetter("layout"), attrgetter("_version")
+
+
+def collect(
+    params: Sequence[Tensor],
+    names: Names,
+    *,
+    owned: bool,
+    maximized: Sequence[Tensor] = (),
+    sharded: bool = False,
+) -> Vector:
     """The gradients that a pass left on the parameters, of what the base optimizer minimises.
 
     Args:
@@ -24,22 +35,23 @@ def collect(params: Sequence[Tensor], names: Names, *, owned: bool, maximized: S
         names: What the model calls them.
         owned: Whether each has to have memory of its own, because displaced weights may soon be put there.
         maximized: The parameters for which it maximises the loss, and so minimises minus the loss.
+        sharded: Whether any parameter is sharded.
 
     Raises:
         ValueError: If one is sparse.
     """
     there = [p for p in params if p.grad is not None]
     grads: list[Any] = [p.grad for p in there]
-    if any([g.layout is not torch.strided for g in grads]):
+    if not set(map(_LAYOUT, grads)) <= {torch.strided}:
         _refuse_sparse(there, grads, names)
     if maximized:
         multiply_(maximized, -1.0)
         grads = [p.grad for p in there]
-    values = shards.local_parts(grads)
+    values = shards.local_parts(grads) if sharded else list(grads)
     if owned:
         tensors.own_(values, there)
         for p, value, g in zip(there, values, grads, strict=True):
-            if value is not g and not shards.is_sharded([p]):
+            if value is not g and not (sharded and shards.is_sharded([p])):
                 p.grad = value
     return Vector(there, values, is_gradient=True)
 
@@ -52,12 +64,22 @@ def _refuse_sparse(params: list[Tensor], grads: list[Any], names: Names) -> None
     )
 
 
+def marks(gradients: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Where gradients lie, and how often they were written into; of sharded ones give this rank's parts."""
+    return list(zip(map(Tensor.data_ptr, gradients), map(_VERSION, gradients), strict=True))
+
+
 def put_in_place(gradient: Vector, params: Iterable[Tensor]) -> None:
     """Lay a gradient on its parameters; the others have none."""
     for p in params:
         p.grad = None
-    for p, value in zip(gradient.params, gradient.values, strict=True):
-        p.grad = shards.wrap_like(value, p)
+    _lay(gradient.values, gradient.params)
+
+
+def _lay(values: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+    sharded = shards.is_sharded(params)
+    for p, value in zip(params, values, strict=True):
+        p.grad = shards.wrap_like(value, p) if sharded else value
 
 
 def multiply_(params: Iterable[Tensor], factor: float | Tensor) -> None:
@@ -66,8 +88,7 @@ def multiply_(params: Iterable[Tensor], factor: float | Tensor) -> None:
     values = shards.local_parts([p.grad for p in there])
     tensors.own_(values, there)  # two parameters may share one
     tensors.scale_(values, factor)
-    for p, value in zip(there, values, strict=True):
-        p.grad = shards.wrap_like(value, p)
+    _lay(values, there)
 
 
 def are_finite(params: Iterable[Tensor]) -> bool:

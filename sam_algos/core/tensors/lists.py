@@ -46,10 +46,11 @@ def own_(values: list[Tensor], like: Sequence[Tensor]) -> None:
     Autograd lets two parameters share one gradient and conjugates lazily; a user may assign an expanded one; and
     those of DistributedDataParallel may be views of buckets that its next backward pass fills.
     """
-    pointers = [v.data_ptr() for v in values]
-    foreign = [v.is_conj() for v in values] if is_sharded(like) else [v._is_view() or v.is_conj() for v in values]
-    if not any(foreign) and len(set(pointers)) == len(pointers):
+    pointers, sharded = list(map(Tensor.data_ptr, values)), is_sharded(like)
+    borrowed = any(map(Tensor.is_conj, values)) or (not sharded and any(map(Tensor._is_view, values)))
+    if not borrowed and len(set(pointers)) == len(pointers):
         return
+    foreign = [v.is_conj() if sharded else v._is_view() or v.is_conj() for v in values]
     seen: set[int] = set()
     for i, (value, pointer) in enumerate(zip(values, pointers, strict=True)):
         if foreign[i] or (pointer in seen and pointer != 0):

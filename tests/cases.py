@@ -28,7 +28,7 @@ from sam_algos import (
     SharpnessAware,
     SharpnessAwareOptimizer,
 )
-from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.passes.selection import EVERYTHING, Selection
 
 Batch = tuple[Tensor, Tensor]
 
@@ -175,7 +175,7 @@ class Closure:
 
 
 def reads_losses(optimizer: torch.optim.Optimizer) -> bool:
-    return isinstance(optimizer, SharpnessAwareOptimizer) and optimizer._surroundings.reads_losses
+    return isinstance(optimizer, SharpnessAwareOptimizer) and optimizer._context.needs.losses
 
 
 def wrap(
@@ -196,7 +196,7 @@ def wrap(
 
 def second_pass(optimizer: torch.optim.Optimizer) -> int:
     """The number of the pass that is the first at displaced weights, after the first step; it may be the only one."""
-    return 1 if optimizer._surroundings.one_pass else 2
+    return 1 if optimizer._context.needs.one_pass else 2
 
 
 def takes(method: Method, optimizer: torch.optim.Optimizer) -> bool:
@@ -285,7 +285,7 @@ def distance(a: nn.Module, b: nn.Module) -> float:
 
 def refused(optimizer: Any, closure: Any, error: Any, match: str) -> None:
     """The step is refused, and leaves weights, state and memory as they were."""
-    model = optimizer._passes.model()
+    model = optimizer._context.passes.model()
     before = snapshot(model, optimizer)
     with pytest.raises(error, match=match):
         optimizer.step(closure)

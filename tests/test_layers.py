@@ -18,10 +18,18 @@ HAS_COMPOSER = importlib.util.find_spec("composer") is not None
 # What each folder may import besides the standard library; a folder of ours stands for itself and those below it.
 MAY_IMPORT = {
     "core": {"torch", "typing_extensions", "sam_algos.core"},  # the second comes with the first
-    "methods": {"torch", "sam_algos.core", "sam_algos.method", "sam_algos.methods"},
+    "methods": {"torch", "sam_algos.core", "sam_algos.method", "sam_algos.methods", "sam_algos.parts"},
     "method.py": {"torch", "composer", "sam_algos.core", "sam_algos.trainer"},
-    "__init__.py": {"sam_algos.core", "sam_algos.method", "sam_algos.methods"},
-    "trainer": {"torch", "composer", "sam_algos.core", "sam_algos.method", "sam_algos.trainer"},
+    "__init__.py": {
+        "sam_algos.batchnorm",
+        "sam_algos.core",
+        "sam_algos.method",
+        "sam_algos.methods",
+        "sam_algos.parts",
+    },
+    "parts.py": {"sam_algos.core"},
+    "batchnorm.py": {"torch", "sam_algos.core"},
+    "trainer": {"torch", "composer", "sam_algos.batchnorm", "sam_algos.core", "sam_algos.method", "sam_algos.trainer"},
     "integrations/__init__.py": set(),
     "integrations/lightning.py": {"sam_algos.core", "sam_algos.method"},  # a mixin, for either of Lightning's names
     "integrations/transformers.py": {"torch", "transformers", "sam_algos.core", "sam_algos.method"},

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sam_algos.method import Method
 
 if TYPE_CHECKING:
-    from sam_algos.core.optimizer import SharpnessAwareOptimizer
+    from sam_algos.core.stepping.optimizer import SharpnessAwareOptimizer
 
 __all__ = ["SharpnessAwareMixin"]
 

@@ -10,14 +10,14 @@ from composer.algorithms.sam import SAMOptimizer as ComposerSAMOptimizer
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from sam_algos.core.replay import refuse_fsdp1
-from sam_algos.core.wrapper import WrappedOptimizer
+from sam_algos.core.refusals import refuse_fsdp1
+from sam_algos.core.stepping.wrapper import WrappedOptimizer
 from sam_algos.trainer.instances import refuse_class
 from sam_algos.trainer.passes import TrainerPasses
 from sam_algos.trainer.sharded import load_without, will_be_fsdp1
 
 if TYPE_CHECKING:
-    from sam_algos.core.optimizer import SharpnessAwareOptimizer
+    from sam_algos.core.stepping.optimizer import SharpnessAwareOptimizer
     from sam_algos.method import Method
 
 __all__ = ["SharpnessAwareMemory", "WrapsOptimizer"]

@@ -299,7 +299,7 @@ def test_lightnings_own_progress_is_that_of_plain_training(options: dict[str, An
 def test_batches_are_kept_no_longer_than_the_step(options: dict[str, Any]) -> None:
     net = Net(SAM())
     fit(net, {**options, "accumulate_grad_batches": 4})
-    assert not net._sharpness_aware._passes.begun
+    assert not net._sharpness_aware._context.passes.begun
 
 
 @pytest.mark.parametrize("k", [1, 2])

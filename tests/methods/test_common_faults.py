@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from sam_algos import Method, SharpnessAwareOptimizer
-from sam_algos.core.closures import ClosurePasses
-from sam_algos.core.passes import Outcome, Pass
-from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.passes.closures import ClosurePasses
+from sam_algos.core.passes.contract import Outcome, Pass
+from sam_algos.core.passes.selection import EVERYTHING, Selection
 from tests.cases import (
     Closure,
     each_ascent,
@@ -82,9 +82,9 @@ class Overflowing(ClosurePasses):
     """Overflows in one of the passes of a step, as float16 does under Composer."""
 
     def __init__(self, optimizer: SharpnessAwareOptimizer) -> None:
-        like: Any = optimizer._passes
+        like: Any = optimizer._context.passes
         super().__init__(like._model, like._total_steps, selects=like._selects)
-        optimizer._passes = optimizer._surroundings.passes = self
+        optimizer._context.passes = self
         self.number = self._count = 0
 
     def first(self, closure: Any, plan: Pass) -> Any:

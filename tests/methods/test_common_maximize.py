@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import ESAM, SAM, LookSAM, Method
-from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.passes.selection import EVERYTHING, Selection
 from tests.cases import (
     Batch,
     Closure,

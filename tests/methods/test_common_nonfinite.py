@@ -43,7 +43,7 @@ def explode(optimizer: torch.optim.Optimizer, model: nn.Module, call: int, facto
         optimizer.step(closure)
         if closure.calls >= call:
             break
-    if optimizer._surroundings.nonfinite == "skip":
+    if optimizer._nonfinite == "skip":
         assert same(snapshot(model, optimizer)["model"], before["model"])
         assert same(snapshot(model, optimizer)["optimizer"], before["optimizer"])
         assert optimizer.method_state_dict() == before["method"] | {"nonfinite": 1}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import SAM, Method
-from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.passes.selection import EVERYTHING, Selection
 from tests import references
 from tests.cases import (
     Closure,

@@ -31,7 +31,7 @@ from sam_algos import (
     StableSAM,
     VaSSO,
 )
-from sam_algos.core.displacement import SMALL
+from sam_algos.core.tensors.displacement import SMALL
 from tests.cases import Closure, make_batches, make_model, steps, wrap
 
 SHAPE = (131, 67)

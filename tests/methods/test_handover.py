@@ -170,7 +170,7 @@ def test_a_copy_is_watched_as_well() -> None:
     model = make_model("mlp")
     optimizer: Any = copy.deepcopy(LookSAM().wrap(Replaces(model.parameters(), lr=0.1), model=model))
     with pytest.raises(RuntimeError, match="replaced the gradient"):
-        optimizer.step(lambda: losses(optimizer._passes.model(), BATCHES[0]))
+        optimizer.step(lambda: losses(optimizer._context.passes.model(), BATCHES[0]))
 
 
 def test_passes_that_run_within_the_base_optimizers_step_are_no_replacement() -> None:

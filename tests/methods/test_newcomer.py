@@ -14,8 +14,8 @@ from torch import nn
 
 import sam_algos
 from sam_algos import AESAM, SAM, AELookSAM, Interval, Method, PNorm, Policy, SharpnessAware
+from sam_algos.core.objective.view import Step
 from sam_algos.core.parts import Decision
-from sam_algos.core.step import Step
 
 WRAP = r"\.wrap\(torch\.optim\.SGD\(model\.parameters\(\), lr=0\.1\), model=model\)"
 

@@ -29,8 +29,8 @@ class Program:
         self.noise: Callable[[], float] = lambda: 1.0
         self.model = make_model("mlp")
         self.optimizer: Any = wrap(method, self.model)
-        self.optimizer._passes.clock = lambda: self.time
-        self.optimizer._passes.log = lambda metrics: self.spend(self.own)
+        self.optimizer._context.passes.clock = lambda: self.time
+        self.optimizer._context.passes.log = lambda metrics: self.spend(self.own)
         self.optimizer.register_step_pre_hook(lambda *_: self.spend(self.stepping))
         self.batches = make_batches(50, seed=seed)
         self.figures: list[dict[str, float]] = []

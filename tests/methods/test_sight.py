@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from sam_algos import ESAM, METHODS, SAM, Linear, LookSAM, Method, MomentumSAM, RandomSAM
-from sam_algos.core.sight import Look, Sight
+from sam_algos.core.objective.sight import Look, Sight
 from tests.cases import (
     Batch,
     Closure,
@@ -428,7 +428,7 @@ def test_another_model_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     taken, model = looks_taken(monkeypatch), network()
     optimizer = wrap(SAM(), model)
     list(steps(model, optimizer, make_batches(2)))
-    optimizer._passes._model = nn.ModuleList([model])
+    optimizer._context.passes._model = nn.ModuleList([model])
     list(steps(model, optimizer, make_batches(2)))
     assert len(taken) == 2
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sam_algos import AESAM, ESAM, SAM, AELookSAM, Method, MomentumSAM
-from sam_algos.core.evaluation import Evaluation
+from sam_algos.core.objective.evaluation import Evaluation
 from tests.trainer.matrix_cases import BATCH_SIZE, ENTRIES, STEPS, Entry, Images, Texts, network, transformer
 from tests.trainer.training import AlgorithmOn, memory, passes, same, trainer
 

@@ -121,7 +121,7 @@ def overhead(folder: Path) -> dict[str, Any]:
     used = METHODS["aesam"](target_overhead=0.2)
     optimizer = used.wrap(torch.optim.SGD(model.parameters(), lr=0.01), model=model)
     time, metrics = [0.0], []
-    optimizer._passes.clock = lambda: time[0]
+    optimizer._context.passes.clock = lambda: time[0]
     for t, batch in enumerate(loader(samples(steps=60))):
         run, calls = closure(used, model, optimizer, batch), iter((1.0, 1.0 + dist.get_global_rank()))
 

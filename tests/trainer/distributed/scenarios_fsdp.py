@@ -171,7 +171,7 @@ def choice(folder: Path) -> dict[str, Any]:
     """An exception after a forward pass at displaced weights, which no backward pass follows."""
     run, x = trainer(method("esam"), **sharded()), samples()[0][:BATCH]
     before, clean = local_weights(run.state.model), run.state.model([x]).detach()
-    with mock.patch("sam_algos.core.step.largest", side_effect=ArithmeticError):
+    with mock.patch("sam_algos.core.objective.view.largest", side_effect=ArithmeticError):
         try:
             run.fit()
         except ArithmeticError:

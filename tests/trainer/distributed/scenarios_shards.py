@@ -21,8 +21,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from sam_algos import METHODS, SAM
-from sam_algos.core import shards, tensors
-from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.passes.selection import EVERYTHING, Selection
+from sam_algos.core.tensors import lists as tensors
+from sam_algos.core.tensors import shards
 from tests.trainer.distributed.tasks import closure, convolutional, loader, method, samples, whole
 
 NEEDS_PROCESS_GROUP = True

@@ -45,7 +45,8 @@ class Figures:
         self._gradients, self._forwards = evaluation.gradients, evaluation.forwards if losses else None
         self._applied, self._rho = evaluation.climbed, evaluation.radius if rho else None
         self._log, self._memory, self._counts = log, memory, counts
-        self._norm = evaluation.known_norm
+        # Of shards the norm takes all processes, and figures may be read on one of them only.
+        self._norm = evaluation.norm() if evaluation.sharded else evaluation.known_norm
         self._params: list[Tensor] = []  # where the first gradient lies, if its norm is not known
         if self._norm is None and (gradient := evaluation.unread_gradient) is not None:
             self._params, self._marks = gradient.params, marks(gradient.values)

@@ -113,8 +113,10 @@ def closure_for(contender: Contender, optimizer: Any, task: Task, model: nn.Modu
 
 
 _STOP = -1
-PATIENCE = timedelta(minutes=1)
-"""How long a process waits for the other one, once both have begun."""
+_START = timedelta(minutes=5)
+"""How long the second process may take to begin: on a busy machine its imports take long."""
+_PATIENCE = timedelta(minutes=1)
+"""How long each waits for the other then."""
 
 
 def _ddp_loop(task: Task, chosen: Mapping[str, Contender], rotation: Rotation, seat: MakeSeat) -> None:
@@ -132,13 +134,16 @@ def _ddp_loop(task: Task, chosen: Mapping[str, Contender], rotation: Rotation, s
         other.start()
         theirs.close()
         try:
-            ours.recv()  # a process group would wait half an hour for a process that does not start
+            if not ours.poll(_START.total_seconds()):  # a process group would wait half an hour for it
+                raise BenchmarkError(f"the second process has not begun within {_START}")
+            ours.recv()
             _ddp_rank(folder, task, chosen, seat, 0, rotation)
         except (EOFError, RuntimeError) as error:  # what the pipe and the process group raise if the other has ended
-            other.join(PATIENCE.total_seconds() / 6)
+            other.join(_PATIENCE.total_seconds() / 6)
             if other.exitcode is None:
                 raise
-            raise BenchmarkError(f"the second process ended with exit status {other.exitcode}; see above") from error
+            why = f"{error}. " if str(error) else ""
+            raise BenchmarkError(f"{why}The second process ended with exit status {other.exitcode}") from error
         finally:
             other.kill()  # nothing of it is needed any more, and it can wait for ever for its process group to end
 
@@ -162,7 +167,7 @@ def _other_rank(
 def _ddp_rank(
     folder: str, task: Task, chosen: Mapping[str, Contender], seat: MakeSeat, rank: int, rotation: Rotation | None
 ) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", timeout=PATIENCE, rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", timeout=_PATIENCE, rank=rank, world_size=2)
     try:
         take = steps(task, DistributedDataParallel(task.network), chosen, seat)
         names = list(chosen)

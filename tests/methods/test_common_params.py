@@ -63,9 +63,9 @@ class Transposed(nn.Module):
         return torch.tanh(x @ self.weight.t())
 
 
-def in_one_buffer() -> nn.Module:
+def in_one_buffer(dtype: torch.dtype = torch.float32) -> nn.Module:
     """Parameters that are views of one flat tensor, as cuDNN's RNNs and flat-buffer optimizers make them."""
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
     flat = nn.utils.parameters_to_vector(model.parameters()).detach()
     nn.utils.vector_to_parameters(flat, model.parameters())
     return model
@@ -126,7 +126,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "tied": Tied,
     "channels last": ChannelsLast,
     "transposed": Transposed,
-    "views of one buffer": lambda: in_one_buffer().float(),
+    "views of one buffer": in_one_buffer,
     "frozen": frozen,
     "unused": lambda: WithExtra(torch.ones(2)),
     "empty": lambda: WithExtra(torch.ones(0, 3), used_in=tuple(range(99))),
@@ -193,6 +193,10 @@ def trains_from_restored_weights(method: Method, model: nn.Module, kind: str) ->
 @pytest.mark.parametrize("kind", DOUBLE)
 def test_storage_does_not_matter_to_the_result(kind: str) -> None:
     ours, theirs = build(kind).double(), build(kind).double()
+    if kind == "views of one buffer":  # which no parameter is any more after a change of type
+        torch.manual_seed(0)
+        ours = in_one_buffer(torch.float64)
+        theirs.load_state_dict(ours.state_dict())
     batches = [(x[:6], y[:6]) for x, y in make_batches(8, torch.float64)]
     references.train(theirs, batches, references.sam(0.3), references.sgd(0.05, momentum=0.9))
     list(steps(ours, wrap(SAM(rho=0.3), ours), batches))

@@ -14,7 +14,6 @@ from sam_algos import (
     ESAM,
     GSAM,
     METHODS,
-    PARTS,
     SAM,
     SAMON,
     SSSAM,
@@ -75,12 +74,14 @@ IDENTITIES: dict[str, tuple[Method | None, Method | None]] = {
     **{f"{name}(rho=0) is its base": (_still(name, 0.0), None) for name in METHODS},
     **{
         f"{name}, {rho!r} is its base": (_still(name, rho), None)
-        for name in ("sam", "aesam", "looksam", "gsam", "wsam", "momentumsam", "randomsam")
-        for rho in (Linear(0.0, 0.0), Cosine(0.0, 0.0), Proportional(0.0))
+        for name, rho in (
+            *(("sam", rho) for rho in (Linear(0.0, 0.0), Cosine(0.0, 0.0), Proportional(0.0))),
+            *((name, Linear(0.0, 0.0)) for name in ("aesam", "looksam", "gsam", "momentumsam")),
+        )
     },
     **{
-        f"{name}(rho=0) as a part is its base": (SharpnessAware(perturbation=part(rho=0.0)), None)  # pyright: ignore
-        for name, part in PARTS["perturbation"].items()
+        f"{part.__name__}(rho=0) is its base": (SharpnessAware(perturbation=part(rho=0.0)), None)
+        for part in (PNorm, RandomMask, Momentum)
     },
     "SAM(rho=0) with all that costs a pass": (SAM(rho=0.0, steps=3), None),
     "SAM(rho=0) with its second-order term": (SAM(rho=0.0, second_order=True), None),

@@ -44,8 +44,7 @@ def displace(params: list, directions: list, scale: float, disposable: bool) -> 
     return Displacement()(params, directions, scales, disposable)
 
 
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
-@pytest.mark.parametrize("disposable", [True, False])
+@pytest.mark.parametrize(("disposable", "error"), [(True, None), (False, None), (True, KeyboardInterrupt)])
 @pytest.mark.parametrize("name", STORED)
 def test_displaced_there_and_back(name: str, disposable: bool, error: type[BaseException] | None) -> None:
     make, swaps = STORED[name]

@@ -17,7 +17,7 @@ module            what it knows
 `memory`          what is remembered between steps; `stopwatch`, how long they take
 `replay`          how a later pass repeats the first, with `streams` (random numbers) and `state` (of modules)
 `displacement`    moving the weights to ``w + ε`` and back, exactly
-`vector`          one tensor per parameter as one long vector, over `tensors` (lists), `blocks` (parts of them) and
+`vector`          one tensor per parameter as one long vector, over `tensors` (lists), `blocks` (in cache) and
                   `shards` (of distributed ones)
 `selection`       some of a batch's samples; `samples`, the choice of them that is no paper's
 `names`           what a model calls its parameters, and which layers they belong to

@@ -28,7 +28,7 @@ measured when interrupted: --resume goes on.
 
 _RECIPE = "digits/sgd"
 _STUDY = "benchmarks/studies/digits.yaml"
-_NETWORKS = ("mlp", "resnet18", "resnet20", "resnet50", "vit_s16")
+_NETWORKS = ("mlp", "mnist1d", "resnet18", "resnet20", "resnet50", "vit_s16")
 _FOLDER = Path("benchmarks/results")
 
 
@@ -87,7 +87,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def _add_steps(parser: argparse.ArgumentParser, *, seconds: int, modes: Sequence[str]) -> None:
     _add_recipe(parser)
-    usual = "the recipe; without one the digits' recipe, mlp and, unless quick, resnet18"
+    usual = "the recipe; without one the digits' recipe, mlp and, unless quick, mnist1d and resnet18"
     parser.add_argument("--workloads", nargs="*", choices=("recipe", *_NETWORKS), help=f"default: {usual}")
     parser.add_argument("--seconds", type=float, help=f"to measure for each table (default: {seconds}; quick: 14)")
     parser.add_argument("--rounds", type=_positive, help="at least that many rounds (default: 10; quick: 3)")
@@ -123,7 +123,7 @@ def _complete(args: argparse.Namespace) -> argparse.Namespace:
         composer = find_spec("composer") is not None
         args.seconds = args.seconds if args.seconds is not None else 14.0 if args.quick else args.usual_seconds
         args.rounds = args.rounds or (3 if args.quick else 10)
-        usual = [*(["recipe"] if composer else []), "mlp", *([] if args.quick else ["resnet18"])]
+        usual = [*(["recipe"] if composer else []), "mlp", *([] if args.quick else ["mnist1d", "resnet18"])]
         args.workloads = args.workloads if args.workloads is not None else ["recipe"] if given else usual
         args.modes = args.modes or (["trainer", "bare"] if composer else ["bare"])
     if not all(character.isalnum() or character in "-_" for character in args.name or "-"):

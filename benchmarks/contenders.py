@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from benchmarks.names import users_name
-from benchmarks.summary import AGAIN, FLOOR, FUSED, PLAIN
+from benchmarks.summary import AGAIN, FLOOR, FUSED, MOMENTUM_BY_HAND, PLAIN, SAM_BY_HAND
 from sam_algos import METHODS
 
 POPULAR = "pytorch_optimizer"
@@ -83,7 +83,7 @@ def contenders(base: Optimizer, *, mode: str, essential: bool) -> dict[str, Cont
         mode: In which of `benchmarks.loops.WHERE`.
         essential: Leave out what only shows the line between no and all sharp steps.
     """
-    found = [*_baselines(base), *_ours(), *_peers()]
+    found = [*_baselines(base), *_ours(), *_by_hand(base), *_peers()]
     return {c.name: c for c in found if (c.essential or not essential) and (not c.modes or mode in c.modes)}
 
 
@@ -109,6 +109,13 @@ def _ours() -> Iterator[Contender]:
                 modes=("ddp",) if option == "synchronize" else (),
                 essential=label in _ESSENTIAL or len(variants) == 1,
             )
+
+
+def _by_hand(base: Optimizer) -> Iterator[Contender]:
+    """What somebody writes who needs no more than the equation, in a loop of their own."""
+    steps = {SAM_BY_HAND: SAMByHand, **({MOMENTUM_BY_HAND: MomentumByHand} if base.defaults.get("momentum") else {})}
+    for name, step in steps.items():
+        yield Contender(name, name, "by hand", step, modes=("bare",), essential=True)
 
 
 def _peers() -> Iterator[Contender]:
@@ -162,6 +169,48 @@ class Floor(Delegate):
         closure(loss_dict={})
         self.inner.step()
         return loss
+
+
+class ByHand(Delegate):
+    """A sharp step in fifteen lines, for a closure that always works and weights that nobody else looks at."""
+
+    def __init__(self, base: Optimizer, _: nn.Module) -> None:
+        super().__init__(base)
+        self.params = [p for group in base.param_groups for p in group["params"]]
+
+    def finish(self, closure: Callable[..., Any], directions: list[torch.Tensor], rho: float) -> Any:
+        """The gradient at the displaced weights, and the base optimizer's step with it."""
+        with torch.no_grad():
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(directions)))
+            kept = [p.clone() for p in self.params]
+            torch._foreach_add_(self.params, torch._foreach_mul(directions, rho / norm))
+        loss = closure()
+        with torch.no_grad():
+            torch._foreach_copy_(self.params, kept)
+        self.inner.step()
+        return loss
+
+
+class SAMByHand(ByHand):
+    """SAM."""
+
+    def step(self, closure: Callable[..., Any]) -> Any:
+        """Climb along the gradient."""
+        loss = closure()
+        self.finish(closure, [p.grad for p in self.params], rho=0.05)
+        return loss
+
+
+class MomentumByHand(ByHand):
+    """Momentum-SAM."""
+
+    def step(self, closure: Callable[..., Any]) -> Any:
+        """Descend along the momentum, as far as there is any."""
+        if any("momentum_buffer" not in self.inner.state[p] for p in self.params):
+            loss = closure()
+            self.inner.step()
+            return loss
+        return self.finish(closure, [self.inner.state[p]["momentum_buffer"] for p in self.params], rho=-3.0)
 
 
 class FirstPassOutside(Delegate):

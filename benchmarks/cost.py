@@ -9,10 +9,12 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+import torch
+
 from benchmarks.contenders import Contender, alike, contenders
 from benchmarks.loops import WHERE, MakeSeat, Seat, closure_for, run
 from benchmarks.results import BenchmarkError, Result
-from benchmarks.timing import Meter, Rotation
+from benchmarks.timing import Meter, Rotation, norm_and_write
 from benchmarks.workloads import Task, Workload, workloads
 
 
@@ -65,11 +67,17 @@ def fill(
         table.setdefault("contenders", {}).update(
             {c.name: {"line": c.line, "package": c.package} for c in chosen.values()}
         )
+        one_thread = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+        table.setdefault("clock", "cpu" if one_thread and mode != "ddp" else "wall")
+        unit = None
+        if meter is None and not torch.cuda.is_available():
+            unit = norm_and_write(next(task.network.parameters()), table["parameters"])
         gc.collect()
         gc.freeze()  # collections then look at what the steps make only
         rotation = Rotation(
-            list(chosen), samples, seconds=seconds, rounds=rounds, title=table["title"], save=save, meter=meter
-        )
+            list(chosen), samples, seconds=seconds, rounds=rounds, title=table["title"], save=save, meter=meter,
+            unit=unit, units=None if unit is None else table.setdefault("unit", {}),
+        )  # fmt: skip
         with closing(rotation):
             run(mode, task, chosen, rotation, seat)
 

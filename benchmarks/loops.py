@@ -7,6 +7,7 @@ import functools
 import itertools
 import multiprocessing
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
@@ -31,27 +32,44 @@ WHERE = {
 
 
 class Seat(Delegate):
-    """An optimizer whose gradients are counted: by itself, or by its calls of the closure."""
+    """An optimizer whose gradients are counted: by itself, or by its calls of the closure.
+
+    Attributes:
+        passes (int): How often the last step called the closure.
+        outside (float | None): CPU seconds that it spent outside the closure. None where that says nothing: on a GPU,
+            and where the closure returns the loss of each sample and leaves the backward pass to the step.
+    """
 
     passes = 0
+    outside: float | None = None
 
     def step(self, closure: Callable[..., Any] | None = None) -> Any:
         """Step, and count."""
         if closure is None:
-            self.passes = 1
+            self.passes, self.outside = 1, None
             return self.inner.step()
         self.passes = 0
+        within, complete = 0.0, not torch.cuda.is_available()
 
         @functools.wraps(closure)  # its signature says what it can be asked for
         def counted(*args: Any, **options: Any) -> Any:
+            nonlocal within, complete
             self.passes += 1
-            return closure(*args, **options)
+            begun = time.process_time()
+            loss = closure(*args, **options)
+            within += time.process_time() - begun
+            complete = complete and getattr(loss, "ndim", 0) == 0
+            return loss
 
-        return self.inner.step(closure=counted)
+        begun = time.process_time()
+        loss = self.inner.step(closure=counted)
+        self.outside = time.process_time() - begun - within if complete else None
+        return loss
 
     def figures(self) -> dict[str, float]:
-        """What to keep of the last step besides what is read of it from outside."""
-        return {"gradients": float(getattr(self.inner, "metrics", {}).get("sam/gradients", self.passes))}
+        """What to keep of the last step besides its time."""
+        gradients = float(getattr(self.inner, "metrics", {}).get("sam/gradients", self.passes))
+        return {"gradients": gradients, **({} if self.outside is None else {"outside": self.outside})}
 
 
 MakeSeat = Callable[[Any], Any]

@@ -17,7 +17,7 @@ _COLORS = {
     "Late SAM": "#661100", "VaSSO": "#cc6677", "Fisher SAM": "#aa7744", "Random SAM": "#777777",
     "LookLayerSAM": "#225522",
     "Composer's SAM": "#555555", "pytorch_optimizer's SAM": "#999933", "pytorch_optimizer's LookSAM": "#c4c466",
-    "plain": "#000000", "SGD": "#000000",
+    "SAM in fifteen lines": "#6a3d9a", "Momentum-SAM in fifteen lines": "#cab2d6", "plain": "#000000", "SGD": "#000000",
 }  # fmt: skip
 _OTHERS = "#888888"
 

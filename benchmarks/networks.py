@@ -84,6 +84,13 @@ class VisionTransformer(nn.Module):
         return self.head(self.layers(x)[:, 0])
 
 
+def small_mlp(inputs: int = 40, width: int = 100, classes: int = 10) -> nn.Module:
+    """The network of MNIST-1D: 15 thousand parameters, so that a step is mostly calls."""
+    return nn.Sequential(
+        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
+    )
+
+
 def mlp(classes: int = 10, width: int = 2048) -> nn.Module:
     """Two hidden layers on 784 inputs: 5.8 M parameters, and little work with each."""
     return nn.Sequential(

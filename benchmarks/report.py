@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import BenchmarkError, Result, load_result
-from benchmarks.summary import PHASES, SHARP, summarize_cost, summarize_phases, summarize_study, summarize_targets
+from benchmarks.summary import (
+    PEERS,
+    PHASES,
+    SHARP,
+    summarize_cost,
+    summarize_phases,
+    summarize_study,
+    summarize_targets,
+)
 
 CAPTIONS = {
     "cost": "step time against gradients per step",
@@ -53,6 +61,11 @@ def tables(result: Result) -> Iterator[Table]:
 def _cost(table: dict[str, Any]) -> Table:
     summary = summarize_cost(table)
     optional: dict[str, dict[str, str]] = {
+        "extra, in units of norm + write": {
+            name: "{:.2f} ({:.2f} to {:.2f})".format(*row["extra"])
+            for name, row in summary["rows"].items()
+            if row.get("extra")
+        },
         "peak MB": {name: f"{row['peak_mb']:.1f}" for name, row in summary["rows"].items() if "peak_mb" in row},
         "host synchronisations": {name: str(count) for name, count in table.get("synchronisations", {}).items()},
     }
@@ -69,6 +82,7 @@ def _cost(table: dict[str, Any]) -> Table:
         f"{summary['rounds']} rounds, {table['parameters']:,} parameters. The floor, two closures and one base step in "
         f"the same rounds, takes {summary['floor']:.3f} plain steps, so the ideal ratio at n gradients per step is "
         f"1 + {summary['floor'] - 1:.3f} (n - 1).",
+        *_clock(table, summary),
         verdict(summary),
         *(f"Left out: {name}. {why}" for name, why in table.get("left_out", {}).items()),
     ]
@@ -76,16 +90,35 @@ def _cost(table: dict[str, Any]) -> Table:
     return Table(table["title"], header, rows, notes)
 
 
+def _clock(table: dict[str, Any], summary: dict[str, Any]) -> Iterator[str]:
+    """What the times of a table are, where it says more than how long the steps took."""
+    if table.get("clock") == "cpu":
+        yield "Times are CPU times of the process."
+    if summary["unit"] is not None:
+        yield (
+            "Extra is the CPU time that a step with the most gradients spends outside its passes, less the floor's, in "
+            "units of the two tensor operations that SAM cannot avoid, a norm of g and w + a g written into other "
+            f"memory ({1e3 * summary['unit']:.3g} ms here): median and 95 % interval."
+        )
+
+
 def verdict(summary: dict[str, Any]) -> str:
-    """Who takes the cheapest SAM step, or why that cannot be said."""
+    """Who takes the cheapest step, or why that cannot be said."""
     if not summary["conclusive"]:
         return f"No verdict: two equal optimizers came out at a ratio of {summary['a_a']:.3f}, not 1.00 ± 0.01."
     over = {name: _percent(row["over_floor"]) for name, row in summary["rows"].items()}
     said = [f"A/A {summary['a_a']:.3f}. SAM's step over the floor: {over.get(SHARP, '–')}."]
     for peer, (median, low, high) in summary["against"].items():
         found = "ours is faster" if high < 1 else "ours is slower" if low > 1 else "they cannot be told apart"
-        said.append(f"{peer}: {over[peer]}; ours / its {median:.3f}, 95 % interval {low:.3f}–{high:.3f}: {found}.")
+        above = "" if summary["rows"][peer]["over_floor"] is None else f" {over[peer]};"
+        ratio = f"{_ours(peer)} / its {median:.3f}, 95 % interval {low:.3f}–{high:.3f}"
+        said.append(f"{peer}:{above} {ratio}: {found}.")
     return " ".join(said)
+
+
+def _ours(peer: str) -> str:
+    """What to call this package's step beside a peer's."""
+    return "ours" if PEERS[peer] == SHARP else PEERS[peer]
 
 
 def _phases(table: dict[str, Any], gb_per_s: float) -> Table:

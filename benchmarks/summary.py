@@ -12,8 +12,14 @@ from benchmarks.study import FRESH, Job, Study, scores
 
 PLAIN, AGAIN, FUSED, FLOOR = "plain", "plain, again", "plain, fused=True", "floor"
 SHARP = "SAM(interval=1)"
-PEERS = ("Composer's SAM(interval=1)", "pytorch_optimizer's SAM")
-"""The contenders whose step is the same as that of `SHARP`, this package's."""
+SAM_BY_HAND, MOMENTUM_BY_HAND = "SAM in fifteen lines", "Momentum-SAM in fifteen lines"
+PEERS = {
+    "Composer's SAM(interval=1)": SHARP,
+    "pytorch_optimizer's SAM": SHARP,
+    SAM_BY_HAND: SHARP,
+    MOMENTUM_BY_HAND: "MomentumSAM()",
+}
+"""The contenders that take the same step as one of this package's, with that one."""
 
 PHASES = ("pass", "replay", "norm", "ascent", "displace", "restore", "descent", "base step")
 """The ranges of a step. In ``replay`` random streams and buffers are recorded and rewound, in ``descent`` the final
@@ -61,42 +67,80 @@ def ratios(a: Sequence[float], b: Sequence[float]) -> list[float]:
     return [x / y for x, y in zip(a, b, strict=True)]
 
 
-def compare(columns: Columns, plain: Columns, floor: Columns) -> dict[str, Any]:
+def compare(columns: Columns, plain: Columns, floor: Columns, clock: str = "wall") -> dict[str, Any]:
     """The numbers of one contender, beside the plain optimizer and the floor in the same rounds.
+
+    Args:
+        columns: The contender's.
+        plain: The plain optimizer's.
+        floor: The floor's.
+        clock: The column with the time of a step.
 
     Returns:
         dict: ``gradients`` per step; quartiles of ``ms`` per step and of the ``ratio`` to a plain step; ``over_floor``,
         the median over the steps with two gradients, None where there are none; on a GPU ``peak_mb``.
     """
     gradients = columns["gradients"]
-    over = [r - 1 for r, n in zip(ratios(columns["wall"], floor["wall"]), gradients, strict=True) if n == 2]
+    over = [r - 1 for r, n in zip(ratios(columns[clock], floor[clock]), gradients, strict=True) if n == 2]
     return {
         "gradients": statistics.fmean(gradients),
-        "ms": Quartiles.mixed([1e3 * seconds for seconds in columns["wall"]], gradients),
-        "ratio": Quartiles.mixed(ratios(columns["wall"], plain["wall"]), gradients),
+        "ms": Quartiles.mixed([1e3 * seconds for seconds in columns[clock]], gradients),
+        "ratio": Quartiles.mixed(ratios(columns[clock], plain[clock]), gradients),
         "over_floor": statistics.median(over) if over else None,
         **({"peak_mb": max(columns["peak"]) / 1e6} if "peak" in columns else {}),
     }
+
+
+def extra(columns: Columns, floor: Columns, unit: float) -> tuple[float, float, float] | None:
+    """What a sharp step adds to two passes and a base step: CPU time outside its passes, less the floor's.
+
+    Args:
+        columns: The contender's.
+        floor: The floor's.
+        unit: CPU seconds of the unit, a norm and a write.
+
+    Returns:
+        tuple: Median and 95 % confidence interval over the steps with the most gradients; None where it is not known.
+    """
+    if "outside" not in columns or "outside" not in floor:
+        return None
+    most = max(columns["gradients"])
+    pairs = zip(columns["outside"], floor["outside"], columns["gradients"], strict=True)
+    units = [(outside - least) / unit for outside, least, gradients in pairs if gradients == most]
+    return (statistics.median(units), *median_interval(units))
 
 
 def summarize_cost(table: dict[str, Any]) -> dict[str, Any]:
     """The numbers of one workload in one mode.
 
     Returns:
-        dict: ``rows`` by contender (see `compare`), ``rounds``, ``floor``, its ratio to a plain step, ``a_a``, the
-        ratio of two equal contenders, with ``conclusive`` whether it is 1, and ``against``, by peer the median ratio of
-        this package's SAM step to the peer's and its 95 % interval.
+        dict: ``rows`` by contender (see `compare`; with ``extra``, see there, for those that are not PyTorch's own),
+        ``rounds``, ``floor``, its ratio to a plain step, ``a_a``, the ratio of two equal contenders, with
+        ``conclusive`` whether it is 1, ``against``, by peer the median ratio of this package's step to the peer's and
+        its 95 % interval, and ``unit``, the CPU seconds of a norm and a write; None if that was not measured.
     """
-    samples = table["samples"]
+    samples, clock = table["samples"], table.get("clock", "wall")
+    unit = statistics.median(table["unit"]["cpu"]) if table.get("unit") else None
     plain, floor = samples[PLAIN], samples[FLOOR]
-    rows = {name: {**table["contenders"][name], **compare(columns, plain, floor)} for name, columns in samples.items()}
-    against = {peer: ratios(samples[SHARP]["wall"], samples[peer]["wall"]) for peer in PEERS if peer in samples}
+    rows = {
+        name: {**table["contenders"][name], **compare(columns, plain, floor, clock)}
+        for name, columns in samples.items()
+    }
+    for name, row in rows.items():
+        if unit is not None and row["package"] != "torch":
+            row["extra"] = extra(samples[name], floor, unit)
+    against = {
+        peer: ratios(samples[ours][clock], samples[peer][clock])
+        for peer, ours in PEERS.items()
+        if ours in samples and peer in samples
+    }
     return {
         "rows": rows,
         "rounds": len(plain["wall"]),
         "floor": rows[FLOOR]["ratio"].median,
         "a_a": rows[AGAIN]["ratio"].median,
         "conclusive": agrees(rows[AGAIN]["ratio"].median),
+        "unit": unit,
         "against": {peer: (statistics.median(ours), *median_interval(ours)) for peer, ours in against.items()},
     }
 

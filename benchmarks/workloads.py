@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from benchmarks.networks import VisionTransformer, mlp, resnet
+from benchmarks.networks import VisionTransformer, mlp, resnet, small_mlp
 
 Batch = tuple[Tensor, Tensor]
 
@@ -83,7 +83,13 @@ IMAGES: dict[str, tuple[str, Callable[[int, int, bool], nn.Module], _Size, _Size
 }
 """Networks on images: title, builder from image size and classes, sizes on a CPU and on a GPU."""
 
-NETWORKS = ("mlp", *IMAGES)
+VECTORS: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, int]]] = {
+    "mlp": ("MLP, 6 M parameters, batch 128", lambda: mlp(), (128, 784)),
+    "mnist1d": ("MNIST-1D's MLP, 40-100-100-10, batch 100", lambda: small_mlp(), (100, 40)),
+}
+"""Networks on vectors: title, builder, shape of a batch."""
+
+NETWORKS = (*VECTORS, *IMAGES)
 
 
 def synthetic(name: str, dtype: torch.dtype | None = None, *, tiny: bool = False) -> Workload:
@@ -94,9 +100,10 @@ def synthetic(name: str, dtype: torch.dtype | None = None, *, tiny: bool = False
         dtype: That of autocast, in a loop written by hand.
         tiny: Whether a small one of the same kind will do, as on two images.
     """
-    shape: tuple[int, ...] = (128, 784)
-    build, title, classes = mlp, "MLP, 6 M parameters, batch 128", 10
-    if name in IMAGES:
+    classes = 10
+    if name in VECTORS:
+        title, build, shape = VECTORS[name]
+    else:
         label, builder, *sizes = IMAGES[name]
         size = _Size(2, 32) if tiny else sizes[torch.cuda.is_available()]
         classes = 1000 if size.image >= 224 else 10

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sam_algos.core.tensors import lists as tensors
-from sam_algos.core.tensors.blocks import blocks
+from sam_algos.core.tensors.blocks import rescale_twice_
 from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, SharpGradient
 from sam_algos.parts import Ascent, NonNegative, Parts, Perturbation, Radius, Step
@@ -52,15 +52,18 @@ class Adaptive(Perturbation):
         norms = []
         if others:
             norms.append(tensors.norm([d.values[i] for i in others], [d.params[i] for i in others]))
-        like, products_of = [d.params[i] for i in normalized], [d.values[i] for i in normalized]
-        for weights, products, of in blocks(step.weights(like), products_of, like=like, whole=self.scope != "element"):
-            factors = self._normalization(weights, of)
-            torch._foreach_mul_(products, factors)
-            norms.append(tensors.norm(products, of))
-            torch._foreach_mul_(products, factors)
+        if normalized:
+            like, gradients = [d.params[i] for i in normalized], [d.values[i] for i in normalized]
+            factor = self._elementwise if self.scope == "element" else None
+            weights = step.weights(like)
+            norms.append(rescale_twice_(gradients, self._normalization, weights, like=like, factor=factor))
         return Ascent(d, tensors.reciprocal(tensors.norm(norms, norms)), disposable=True)
 
-    def _normalization(self, weights: list[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    def _elementwise(self, _: Tensor, weight: Tensor) -> Tensor:
+        """``T`` of one tensor with ``scope='element'``."""
+        return weight.abs().add_(self.eta)
+
+    def _normalization(self, _: Sequence[Tensor], weights: list[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
         """``T`` of each, broadcastable to it."""
         if self.scope == "layer":
             return [layer.to(w) + self.eta for w, layer in zip(weights, tensors.norms(weights, like), strict=True)]

@@ -7,10 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+from torch import Tensor
 
 from sam_algos.core.tensors import lists as tensors
-from sam_algos.core.tensors.blocks import blocks
+from sam_algos.core.tensors.blocks import rescale_twice_
 from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, SharpGradient
 from sam_algos.parts import Ascent, NonNegative, Parts, Perturbation, Radius, Step
@@ -40,13 +40,13 @@ class Fisher(Perturbation):
     def ascend(self, step: Step) -> Ascent:
         """``u = T² g``, and ``√⟨g, u⟩ = ‖T g‖`` on the way, with ``T = 1 / √(1 + η f)``."""
         d = step.scratch()
-        norms = []
-        for products, of in blocks(d.values, like=d.params):
-            factors = [g.abs().square_().mul_(self.eta).add_(1).rsqrt_() for g in products]
-            torch._foreach_mul_(products, factors)
-            norms.append(tensors.norm(products, of))
-            torch._foreach_mul_(products, factors)
-        return Ascent(d, tensors.reciprocal(tensors.norm(norms, norms)), disposable=True)
+        each = lambda gradients, _: [self._factor(g) for g in gradients]  # noqa: E731
+        norm = rescale_twice_(d.values, each, like=d.params, factor=self._factor)
+        return Ascent(d, tensors.reciprocal(norm), disposable=True)
+
+    def _factor(self, gradient: Tensor) -> Tensor:
+        """``T`` of one tensor."""
+        return gradient.abs().square_().mul_(self.eta).add_(1).rsqrt_()
 
 
 @dataclass(frozen=True, repr=False)

@@ -119,7 +119,7 @@ def test_options_may_stand_between_recipe_and_overrides():
     assert args.workloads == ["recipe"], "a recipe that was given is what is measured"
     args = parse(["phases", "x=1"])
     assert (args.recipe, args.overrides, args.name) == ("digits/sgd", ["x=1"], "phases-digits")
-    assert parse(["cost"]).workloads == ["recipe", "mlp", "resnet18"]
+    assert parse(["cost"]).workloads == ["recipe", "mlp", "mnist1d", "resnet18"]
 
 
 def test_help_does_not_wait_for_torch():

@@ -44,7 +44,7 @@ BLOCK = block_size()
 
 def rescale_twice_(
     values: Sequence[Tensor],
-    factors: Callable[..., Sequence[Tensor]],
+    factors: Callable[..., list[Tensor]],
     *others: Sequence[Tensor],
     like: Sequence[Tensor],
     factor: Callable[..., Tensor] | None = None,

@@ -156,7 +156,7 @@ def kinds(hint: Any) -> tuple[str, ...]:
         return ("a mapping",)
     if issubclass(cls, (list, tuple)) or issubclass(list, cls):
         return ("a list",)
-    is_part = any(base.__module__ == "sam_algos.core.part" for base in cls.__mro__)
+    is_part = any(base.__module__ == "sam_algos.core.parts" for base in cls.__mro__)
     return (_PART + cls.__name__.lower() if is_part else _OBJECT,)
 
 

@@ -4,9 +4,11 @@ ICML 2022, https://arxiv.org/abs/2206.04920.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from sam_algos.core.tensors import lists as tensors
@@ -40,13 +42,17 @@ class Fisher(Perturbation):
     def ascend(self, step: Step) -> Ascent:
         """``u = T² g``, and ``√⟨g, u⟩ = ‖T g‖`` on the way, with ``T = 1 / √(1 + η f)``."""
         d = step.scratch()
-        each = lambda gradients, _: [self._factor(g) for g in gradients]  # noqa: E731
-        norm = rescale_twice_(d.values, each, like=d.params, factor=self._factor)
+        norm = rescale_twice_(d.values, self._factors, like=d.params, factor=self._factor)
         return Ascent(d, tensors.reciprocal(norm), disposable=True)
+
+    def _factors(self, gradients: Sequence[Tensor], _: Sequence[Tensor]) -> list[Tensor]:
+        """``T`` of each tensor."""
+        return [self._factor(g) for g in gradients]
 
     def _factor(self, gradient: Tensor) -> Tensor:
         """``T`` of one tensor."""
-        return gradient.abs().square_().mul_(self.eta).add_(1).rsqrt_()
+        g = gradient.abs() if gradient.is_complex() else gradient
+        return torch.addcmul(g.new_ones(()), g, g, value=self.eta).rsqrt_()
 
 
 @dataclass(frozen=True, repr=False)

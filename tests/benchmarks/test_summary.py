@@ -110,8 +110,7 @@ def timed(outside: list[float], gradients: list[float]) -> dict[str, list[float]
 def test_extra_is_what_a_sharp_step_spends_beyond_the_floor_in_units():
     """A base step of one second; sharp steps add 4 and 6 times half a second, the plain one nothing."""
     floor = timed([1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
-    median, low, high = extra(timed([3.0, 1.0, 4.0], [2.0, 1.0, 2.0]), floor, unit=0.5)
-    assert (median, low, high) == (5.0, 4.0, 6.0)
+    assert extra(timed([3.0, 1.0, 4.0], [2.0, 1.0, 2.0]), floor, unit=0.5) == (5.0, 4.0, 6.0)
     assert extra(timed([1.5] * 3, [1.0] * 3), floor, unit=0.5) == (1.0, 1.0, 1.0), "of all steps where none is sharp"
     assert extra({"gradients": [2.0] * 3}, floor, unit=0.5) is None
 

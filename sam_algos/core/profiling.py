@@ -7,15 +7,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch.autograd import profiler
 
-__all__ = ["is_profiled", "within"]
+__all__ = ["within"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-def is_profiled() -> bool:
-    """Whether a profiler is active."""
-    return profiler._is_profiler_enabled
 
 
 def within(name: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

@@ -80,10 +80,13 @@ class Evaluation:
         here (Point): The weights themselves.
         radius (float | Tensor): ``ρ`` of this step, as the attempt found it.
         loss: The loss of the first pass.
+        shares (dict): The share of the batch of each pass with a gradient, under True, and of each one without.
         climbed (bool): Whether a gradient was computed away from ``w``.
         latest (Vector | None): The gradient that lies on the parameters.
         repeatable (bool): Whether passes may follow the next one.
         climbing (bool): Whether the perturbation is being asked, so that the descent is still to come.
+        first_norm (HostValue | None): The norm of the step's first gradient, once `norm` has computed it.
+        first (Vector | None): The first gradient until then, which lies on the parameters as the pass left it.
     """
 
     def __init__(
@@ -99,7 +102,19 @@ class Evaluation:
     ) -> None:
         self.index, self.sharp, self.progress = index, sharp, context.passes.progress(index)
         self.base = base
-        self._read_groups(context.needs.losses)
+        optimizer: Any = base
+        own = getattr(optimizer, "maximize", False)
+        self.params: list[Tensor] = []
+        self.maximized: list[Tensor] = []
+        for group in optimizer.param_groups:
+            self.params += group["params"]
+            if group.get("maximize", own):
+                self.maximized += group["params"]
+        if context.needs.losses and 0 < len(self.maximized) < len(self.params):
+            raise ValueError(
+                "The base optimizer has maximize=True in some of its parameter groups, and this method compares the "
+                "loss of each sample, which cannot both grow and fall. Maximise all groups or none."
+            )
         self.here = Point()
         self.radius: float | Tensor = math.nan
         self.loss: Any = None
@@ -110,39 +125,13 @@ class Evaluation:
         self._scaler, self._accumulating = scaler, accumulating
         self._sharded = shards.is_sharded(self.params)
         self._ran = 0
-        self._gradients: list[float] = []  # the share of the batch of each pass with a gradient
-        self._forwards: list[float] = []  # and of each one without
+        self.shares: dict[bool, list[float]] = {True: [], False: []}
         self._points: list[ref[Point]] = []  # displaced ones
         self._began: Selection | None = None  # the samples of the first pass, if it ran at w
         self._averaged = False
         self._owned = False  # whether each tensor of `latest` has memory of its own
-        self._first: Vector | None = None
-        self._norm: tensors.HostValue | None = None
-
-    def _read_groups(self, compares_losses: bool) -> None:
-        base: Any = self.base
-        own = getattr(base, "maximize", False)
-        self.params: list[Tensor] = []
-        self.maximized: list[Tensor] = []
-        for group in base.param_groups:
-            self.params += group["params"]
-            if group.get("maximize", own):
-                self.maximized += group["params"]
-        if compares_losses and 0 < len(self.maximized) < len(self.params):
-            raise ValueError(
-                "The base optimizer has maximize=True in some of its parameter groups, and this method compares the "
-                "loss of each sample, which cannot both grow and fall. Maximise all groups or none."
-            )
-
-    @property
-    def gradients(self) -> float:
-        """How many gradients were computed; one on a quarter of the samples counts as a quarter."""
-        return math.fsum(self._gradients)
-
-    @property
-    def forwards(self) -> float:
-        """The same for forward passes without a gradient."""
-        return math.fsum(self._forwards)
+        self.first: Vector | None = None
+        self.first_norm: tensors.HostValue | None = None
 
     @property
     def begun(self) -> bool:
@@ -169,20 +158,10 @@ class Evaluation:
 
     def norm(self) -> tensors.HostValue | None:
         """``‖g‖`` of the first gradient of the step, on its way to the host; None while there is none."""
-        if self._norm is None and self._first is not None:
-            self._norm = tensors.HostValue(within("sam/norm", self._first.norm))
-            self._first = None
-        return self._norm
-
-    @property
-    def known_norm(self) -> tensors.HostValue | None:
-        """The norm of the first gradient, if it was computed."""
-        return self._norm
-
-    @property
-    def unread_gradient(self) -> Vector | None:
-        """The first gradient, if its norm was not computed: it then lies on the parameters as the pass left it."""
-        return self._first
+        if self.first_norm is None and self.first is not None:
+            self.first_norm = tensors.HostValue(within("sam/norm", self.first.norm))
+            self.first = None
+        return self.first_norm
 
     def seconds(self, point: Point, selection: Selection, *, synchronized: bool) -> Seconds:
         """How long steps take, once the device is through with the gradient there."""
@@ -196,7 +175,7 @@ class Evaluation:
         gradient = self.gradient(point, selection, synchronized=synchronized)
         if self.climbing and self._context.needs.gradient_after_ascent:
             return gradient.clone()
-        if gradient is self._first:
+        if gradient is self.first:
             self.norm()
         values = list(gradient.values)  # the pass's own list says what lies on the parameters
         tensors.own_(values, gradient.params)
@@ -271,7 +250,7 @@ class Evaluation:
         outcome = self._pass(plan, point, *([look] if look is not None and known else []), first=first)
         self._ran += 1
         share = 1.0 if outcome is None else outcome.share
-        (self._gradients if with_gradient else self._forwards).append(share)
+        self.shares[with_gradient].append(share)
         self.climbed |= with_gradient and point.displaced is not None
         if outcome is None:
             raise NoOutcome
@@ -392,8 +371,8 @@ class Evaluation:
     def _collect(self, *, owned: bool) -> None:
         """Take in the gradients that a pass left."""
         self.latest, self._owned = self._take(owned=owned), owned
-        if self._norm is None and self._first is None and self.latest.params:
-            self._first = self.latest
+        if self.first_norm is None and self.first is None and self.latest.params:
+            self.first = self.latest
 
     def _take(self, *, owned: bool) -> Vector:
         return collect(self.params, self._context.names, owned=owned, maximized=self.maximized, sharded=self._sharded)

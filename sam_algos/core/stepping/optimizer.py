@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from sam_algos.core.objective.context import Context
 from sam_algos.core.objective.evaluation import NoOutcome
 from sam_algos.core.objective.radii import check_radius
-from sam_algos.core.parts import Parts, Schedule
+from sam_algos.core.parts import Parts
 from sam_algos.core.passes.contract import Passes
 from sam_algos.core.stepping.activity import Activity
 from sam_algos.core.stepping.attempt import Attempt
-from sam_algos.core.stepping.compilation import uncompiled
+from sam_algos.core.stepping.compilation import bookkeeping
 from sam_algos.core.stepping.figures import Figures
 from sam_algos.core.stepping.handover import Handover, refuse_private
 from sam_algos.core.stepping.memory import fresh, restored
@@ -105,8 +105,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             self._metrics = self._figures.read()
         return self._metrics
 
-    @uncompiled
-    @torch.no_grad()
+    @bookkeeping
     def step(self, closure: Callable[..., Any] | None = _REQUIRED) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take one step.
 
@@ -147,8 +146,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         self._report(attempt)
         return loss
 
-    @uncompiled
-    @torch.no_grad()
+    @bookkeeping
     def accumulate(self, closure: Callable[..., Any]) -> Any:
         """Run one of a step's first microbatches, in a loop that gets them one at a time.
 
@@ -196,8 +194,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             raise
         return attempt.evaluation.loss
 
-    @uncompiled
-    @torch.no_grad()
+    @bookkeeping
     def backward(self, closure: Callable[..., Any], *, scaler: GradScaler | None = None) -> Any:
         """Run the passes of a step and leave its gradient on the parameters, for loops that take the step themselves.
 
@@ -326,7 +323,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             attempt.decision.log,
             self._memory,
             counts=self._nonfinite == "pass",
-            rho=isinstance(self._parts.perturbation.rho, Schedule),
+            rho=not context.needs.constant_radius,
             losses=context.needs.losses,
         )
         if context.passes.log is not None:
@@ -424,7 +421,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients of the base optimizer's parameters."""
-        if self._figures is not None:
+        if self._figures is not None and self._figures.lies_on:
             self._figures.before_zeroing()
         self.base_optimizer.zero_grad(set_to_none=set_to_none)
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, cast
 from weakref import ref
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
@@ -21,7 +21,7 @@ from sam_algos.core.objective.stopwatch import Seconds
 from sam_algos.core.passes.contract import Outcome, Pass
 from sam_algos.core.passes.replay import FreshCaches, fresh_shards
 from sam_algos.core.passes.selection import EVERYTHING, Selection
-from sam_algos.core.profiling import within
+from sam_algos.core.profiling import profiler, within
 from sam_algos.core.refusals import refuse_memory_of_hooks
 from sam_algos.core.tensors import lists as tensors
 from sam_algos.core.tensors import shards
@@ -74,6 +74,7 @@ class Evaluation:
         accumulating: Whether further microbatches of the step will follow.
 
     Attributes:
+        model (Module): The model that the passes run.
         params (list[Tensor]): The optimizer's parameters, frozen ones too, as a closure may unfreeze them.
         maximized (list[Tensor]): The parameters for which it maximises the loss. Their gradients change sign when they
             come in, so that parts always minimise, and again when they go out to the base optimizer.
@@ -101,7 +102,7 @@ class Evaluation:
         accumulating: bool = False,
     ) -> None:
         self.index, self.sharp, self.progress = index, sharp, context.passes.progress(index)
-        self.base = base
+        self.base, self.model = base, context.passes.model()
         optimizer: Any = base
         own = getattr(optimizer, "maximize", False)
         self.params: list[Tensor] = []
@@ -159,7 +160,8 @@ class Evaluation:
     def norm(self) -> tensors.HostValue | None:
         """``‖g‖`` of the first gradient of the step, on its way to the host; None while there is none."""
         if self.first_norm is None and self.first is not None:
-            self.first_norm = tensors.HostValue(within("sam/norm", self.first.norm))
+            norm = self.first.norm
+            self.first_norm = tensors.HostValue(within("sam/norm", norm) if profiler._is_profiler_enabled else norm())
             self.first = None
         return self.first_norm
 
@@ -211,10 +213,6 @@ class Evaluation:
         point = Point(self._context.displacement(direction.params, direction.values, scales, disposable))
         self._points.append(ref(point))
         return point
-
-    def model(self) -> nn.Module:
-        """The model that the passes run."""
-        return self._context.passes.model()
 
     def names(self, params: list[Tensor]) -> list[Name]:
         """What the model calls parameters."""
@@ -275,7 +273,7 @@ class Evaluation:
         if self._ran and not self.repeatable:
             raise RuntimeError("A part asks for a second pass; a perturbation that reads one has own_pass = True.")
         if with_gradient and synchronized and self._averaged:
-            refuse_memory_of_hooks(self.model())
+            refuse_memory_of_hooks(self.model)
         return Pass(
             self.params,
             selection,
@@ -304,7 +302,7 @@ class Evaluation:
         if first and point.displaced is None:
             if not self._sharded:
                 return passes.first(self._closure, plan)
-            with fresh_shards(self.model()):
+            with fresh_shards(self.model):
                 return passes.first(self._closure, plan)
         run = passes.first if first else passes.again
         try:
@@ -324,7 +322,7 @@ class Evaluation:
     def _places(self, *places: AbstractContextManager[Any]) -> Iterator[None]:
         with ExitStack() as stack:
             if self._sharded:
-                stack.enter_context(fresh_shards(self.model()))
+                stack.enter_context(fresh_shards(self.model))
             for place in places:
                 stack.enter_context(place)
             yield
@@ -333,7 +331,7 @@ class Evaluation:
         """A look at the pass that is to run, if it is the first displaced one of its kind."""
         if not (moving := self._to_be_looked_at()):
             return None
-        model, sight = self.model(), self._context.sight
+        model, sight = self.model, self._context.sight
         look = Look(model, cast(Displaced, point.displaced), moving)
         if look.processes.unknown:  # a process that ran more passes than another could wait for it in vain
             sight.judged(look, settled=True)
@@ -343,16 +341,16 @@ class Evaluation:
     def look_away(self) -> None:
         """Tell processes that look at their displaced pass that this one runs none, for lack of a direction."""
         if moving := self._to_be_looked_at():
-            processes = shards.Processes(self.model(), moving)
+            processes = shards.Processes(self.model, moving)
             if not processes.unknown:
-                self._context.sight.is_everywhere(processes, self.model(), looks=False)
+                self._context.sight.is_everywhere(processes, self.model, looks=False)
 
     def _to_be_looked_at(self) -> list[Tensor]:
         """The parameters that a displaced pass would move, if it is the first of its kind; none if it is not."""
         context = self._context
         if context.private:  # one more pass would leave its gradients of samples to the base optimizer
             return []
-        if self.climbed or not context.passes.can_repeat() or not context.sight.needs_look(self._closure, self.model()):
+        if self.climbed or not context.passes.can_repeat() or not context.sight.needs_look(self._closure, self.model):
             return []
         return context.radii.moving(self.params, self.radius)
 

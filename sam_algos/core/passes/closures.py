@@ -169,7 +169,7 @@ class ClosurePasses(Passes):
             )
 
     def _call(self, closure: Callable[..., Any], plan: Pass) -> Outcome:
-        synchronized = self._synchronizes(plan)
+        synchronized = plan.synchronize or self._synchronizes()
         noted = _Noted(plan.selection) if self._selects else None
         arguments = (closure,) if noted is None else (_on_samples, closure, noted)
         before = torch.is_grad_enabled()

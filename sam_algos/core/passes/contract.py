@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.autograd import profiler
 
 from sam_algos.core.passes.replay import Replay
 from sam_algos.core.passes.selection import Selection
-from sam_algos.core.profiling import within
+from sam_algos.core.profiling import profiler, within
 
 __all__ = ["Outcome", "Pass", "Passes"]
 
@@ -137,10 +136,8 @@ class Passes(ABC):
         """The step is over, however it ended."""
         self._replay.forget()
 
-    def _synchronizes(self, plan: Pass) -> bool:
-        """Whether data-parallel processes will average the gradient: where it is wanted, and where it has to be."""
-        if plan.synchronize:
-            return True
+    def _synchronizes(self) -> bool:
+        """Whether data-parallel processes average gradients wanted or not."""
         model = self.model()
         # DistributedDataParallel with a static graph cannot begin with a pass under no_sync.
         return not hasattr(model, "no_sync") or bool(getattr(model, "static_graph", False))

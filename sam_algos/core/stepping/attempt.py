@@ -15,7 +15,7 @@ from sam_algos.core.objective.context import Context
 from sam_algos.core.objective.evaluation import Evaluation
 from sam_algos.core.objective.view import Step
 from sam_algos.core.parts import Parts
-from sam_algos.core.profiling import within
+from sam_algos.core.profiling import profiler, within
 from sam_algos.core.stepping.memory import apart, commit, holds_vectors
 from sam_algos.core.tensors.gradients import multiply_, put_in_place
 from sam_algos.core.tensors.vector import Vector
@@ -117,17 +117,19 @@ class Attempt:
             try:
                 chosen = self._parts.samples.sharp(Step(evaluation, self._memory["samples"]), self._climb)
             except _NoDirection:
-                self._remember["perturbation"] = self._of_radius  # what some groups of samples climbed by is void
+                self._remember.pop("perturbation", None)  # what some groups of samples climbed by
+                if self._of_radius:
+                    self._remember["perturbation"] = self._of_radius
                 evaluation.look_away()
             else:
-                update = within(
-                    "sam/descent", descent.sharp, Step(evaluation, self._memory["descent"]), chosen.gradient
-                )
+                own, sharp, g_s = Step(evaluation, self._memory["descent"]), descent.sharp, chosen.gradient
+                update = within("sam/descent", sharp, own, g_s) if profiler._is_profiler_enabled else sharp(own, g_s)
                 return self._keep(update, samples=chosen.remember)
         evaluation.repeatable &= evaluation.begun
         if self.still:
             return evaluation.gradient(evaluation.here)
-        return self._keep(within("sam/descent", descent.flat, Step(evaluation, self._memory["descent"])))
+        own, flat = Step(evaluation, self._memory["descent"]), descent.flat
+        return self._keep(within("sam/descent", flat, own) if profiler._is_profiler_enabled else flat(own))
 
     def _keep(self, update: Update, samples: Memory = NOTHING) -> Vector:
         """Note what to remember once the step is taken, apart from memory that will be written into."""
@@ -142,9 +144,10 @@ class Attempt:
         """Ask the perturbation how to climb from a view."""
         evaluation = self.evaluation
         view = view.view(self._memory["perturbation"], synchronized=self._context.needs.synchronized)
+        ascend = self._parts.perturbation.ascend
         evaluation.climbing = True
         try:
-            ascent = within("sam/ascent", self._parts.perturbation.ascend, view)
+            ascent = within("sam/ascent", ascend, view) if profiler._is_profiler_enabled else ascend(view)
         finally:
             evaluation.climbing = False
         if ascent is None or not ascent.direction.params:

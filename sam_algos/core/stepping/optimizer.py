@@ -134,7 +134,8 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             self._finish()
             if finite:
                 stepped = attempt.stepped()
-                self._handover.give(self.base_optimizer, evaluation.params)
+                if self._handover.watches:
+                    self._handover.give(self.base_optimizer, evaluation.params)
                 passes.work("sam/base step", self.base_optimizer.step)
                 self._remember(attempt, stepped)
             loss = evaluation.loss
@@ -274,7 +275,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         context, passes = self._context, self._context.passes
         if self._figures is not None:
             self._figures.close()
-        if self._pending.drop():
+        if self._pending.watches and self._pending.drop():
             passes.settle([])  # its gradients were never used: the closure has to zero them
         if self._paused is not None:
             passes.seconds += passes.clock() - self._paused  # data and what else is the program's

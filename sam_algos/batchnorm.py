@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics, gathered anew at the weights as they are."""
+"""Recompute BatchNorm's running statistics at the final weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def recalibrate(
     forward: Callable[[nn.Module, Any], Any] | None = None,
     layers: Iterable[nn.Module] | None = None,
 ) -> int:
-    """Gather BatchNorm's running statistics anew at the model's weights, as the plain average over ``batches``.
+    """Recompute BatchNorm's running statistics at the model's weights, as the plain average over ``batches``.
 
     For ``n`` batches with means ``m_i`` and unbiased variances ``v_i`` of a layer's inputs, ``running_mean`` becomes
     ``Σ m_i / n`` and ``running_var`` becomes ``Σ v_i / n``. Training's own averages belong to the weights that its
@@ -45,8 +45,8 @@ def recalibrate(
     **Cost.** A forward pass without gradients for each batch.
 
     Args:
-        model (torch.nn.Module): It. Of a ``DistributedDataParallel``, or where parameters are sharded by FSDP2, all
-            processes call this, each with batches of its own, and get the average over all; with FSDP2 as many batches.
+        model (torch.nn.Module): The model. Under ``DistributedDataParallel`` or FSDP2 every process must call this, with
+            batches of its own, and gets the average over all of them; with FSDP2 all need the same number of batches.
         batches (Iterable): Training data. Larger batches are better, ``BatchNorm`` needs two samples.
         limit (int, optional): At most so many batches; 200 are usual (fvcore's ``update_bn_stats``). Default: all.
         forward (Callable, optional): ``forward(model, batch)`` runs the model on a batch, on the right device and in
@@ -93,7 +93,7 @@ class Statistics:
     """A copy of the running statistics of BatchNorm layers.
 
     Args:
-        layers: Which.
+        layers: The layers to copy.
     """
 
     def __init__(self, layers: Iterable[_BatchNorm]) -> None:

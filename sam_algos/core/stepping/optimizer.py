@@ -55,13 +55,14 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
 
     Attributes:
         base_optimizer (torch.optim.Optimizer): The wrapped optimizer.
-        metrics (dict): The figures of the last step: ``sam/applied`` (1 if a gradient was taken at displaced
-            weights), ``sam/fraction`` (of the steps taken so far), ``sam/gradients`` (what the step cost: one for each
-            gradient, a quarter for one on a quarter of the samples), ``sam/forwards`` (the same for forward passes
-            without a gradient, where a part asks for any), ``sam/grad_norm`` (of the first gradient, before any
-            clipping), ``sam/nonfinite`` (how many steps so far had a gradient that is not finite: the first one with
-            ``'pass'``, the final one with ``'skip'``), ``sam/rho`` (where a
-            schedule sets it), and those of the policy.
+        metrics (dict): The figures of the last step, computed when they are read: ``sam/applied`` (1 if a gradient was
+            taken at displaced weights), ``sam/fraction`` (of the steps taken so far), ``sam/gradients`` (what the step
+            cost: one for each gradient, a quarter for one on a quarter of the samples), ``sam/forwards`` (the same for
+            forward passes without a gradient, where a part asks for any), ``sam/grad_norm`` (of the first gradient,
+            before any clipping; NaN if the gradient was changed before anybody asked), ``sam/nonfinite`` (how many
+            gradients so far were not finite, among those whose norm was computed: the first of each step with
+            ``'pass'``, the final one with ``'skip'``), ``sam/rho`` (where a schedule sets it), and those of the policy.
+            Once read, the norm is computed in every step.
 
     Raises:
         ValueError: If the base optimizer is already sharpness-aware or calls its closure itself, as LBFGS does, a

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sam_algos import AESAM, ESAM, SAM, LookSAM, Method, MomentumSAM
-from tests.cases import each_method, make_batches, make_model, same, snapshot, wrap
+from tests.cases import each_kind, make_batches, make_model, same, snapshot, wrap
 
 K = 3
 BATCHES = make_batches(4 * K)
@@ -58,7 +58,7 @@ def on_whole_batches(method: Method) -> bool:
     return not parts.samples.selects and parts.reader("reads_losses") is None
 
 
-@each_method
+@each_kind
 @pytest.mark.parametrize("name", ["batchnorm", "dropout"])
 def test_microbatches_that_come_one_at_a_time_train_as_one_closure_over_them(method: Method, name: str) -> None:
     """To the last bit, statistics of BatchNorm, masks and figures included."""

@@ -11,8 +11,10 @@ from torch.amp.grad_scaler import GradScaler
 
 from sam_algos import (
     AESAM,
+    ESAM,
     METHODS,
     SAM,
+    SAMON,
     SSSAM,
     Adaptive,
     AELookSAM,
@@ -91,7 +93,7 @@ NEVER: dict[str, Method] = {
     "fraction": AESAM(target_fraction=0.0),
     "radius schedule": SAM(rho=Linear(0.0, 0.0)),
     "no direction, and no radius": SharpnessAware(perturbation=Nowhere(rho=0.0)),
-    **{f"{name}, rho=0": cls(rho=0.0) for name, cls in METHODS.items()},  # pyright: ignore[reportCallIssue]
+    **{f"rho=0, {cls.__name__}": cls(rho=0.0) for cls in (SAM, ESAM, MomentumSAM, SAMON)},
 }
 
 

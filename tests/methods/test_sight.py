@@ -18,7 +18,7 @@ from tests.cases import (
     Batch,
     Closure,
     distance,
-    each_method,
+    each_kind,
     make_batches,
     make_model,
     reads_losses,
@@ -31,8 +31,9 @@ from tests.cases import (
 )
 from tests.methods.test_cost import CountOps
 
-KINDS = [SAM(rho=0.3), LookSAM(rho=0.3, k=2), MomentumSAM(rho=0.3), RandomSAM(rho=0.3), SAM(steps=2), SAM(m=4)]
-each_kind = pytest.mark.parametrize("method", KINDS, ids=str)
+# A displaced pass is judged by the first one; by one of its own; once more; group by group. And where it may not act.
+LOOKS = [SAM(rho=0.3), RandomSAM(rho=0.3), SAM(steps=2), SAM(m=4), LookSAM(rho=0.3, k=2)]
+each_look = pytest.mark.parametrize("method", LOOKS, ids=str)
 REFUSAL = "The closure (does not see the perturbed weights|went back through a graph)"
 
 
@@ -63,7 +64,7 @@ def of_samples(closure: Callable[[], Any]) -> Callable[..., Any]:
     return called
 
 
-@each_method
+@each_kind
 def test_a_loss_from_outside_the_closure_is_refused(method: Method) -> None:
     model = make_model("mlp")
     optimizer = begun(method, model)
@@ -165,7 +166,7 @@ def with_zeroing(optimizer: Any, inner: Callable[[], Any]) -> Callable[..., Any]
     return of_samples(lambda: (optimizer.zero_grad(), inner())[1])
 
 
-@each_kind
+@each_look
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_was_computed_before_the_closure_is_refused(fault: Callable[..., Any], method: Method) -> None:
     """By a step that has seen a good closure before, as methods that climb by momentum begin with a plain one."""
@@ -278,9 +279,12 @@ SOUND = [
 ]
 
 
-@each_kind
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 3))
+
+
 @pytest.mark.parametrize("sound", SOUND)
-@pytest.mark.parametrize("make", [network, lambda: nn.Sequential(nn.Linear(6, 3))], ids=["deep", "linear"])
+@pytest.mark.parametrize(("make", "method"), [*((network, look) for look in LOOKS), *((linear, m) for m in LOOKS[:2])])
 def test_no_run_ends_and_nothing_is_said_over_what_only_looks_like_it(
     make: Callable[[], nn.Module], sound: Callable[..., Any], method: Method
 ) -> None:
@@ -336,7 +340,7 @@ def without_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sight, "needs_look", lambda *_: False)
 
 
-@each_kind
+@each_look
 @pytest.mark.parametrize("make", [Functional, lambda: make_model("batchnorm"), lambda: make_model("dropout")])
 def test_a_look_leaves_no_trace(make: Callable[[], nn.Module], method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in weights and statistics, nor in random streams, gradients, figures and the loss."""
@@ -374,7 +378,7 @@ def test_a_step_of_two_passes_runs_no_other(method: Method) -> None:
     assert all(calls <= 2 for calls in steps(model, optimizer, make_batches(6)))
 
 
-@each_method
+@each_kind
 def test_after_the_look_a_step_does_what_it_would_without(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operation by operation: nothing is kept, compared or waited for."""
     counts = []
@@ -456,7 +460,7 @@ def parametrized() -> nn.Module:
     return model
 
 
-@each_kind
+@each_look
 def test_a_cache_of_parametrized_weights_around_the_step_does_not_hide_the_displaced_ones(method: Method) -> None:
     ends = []
     for around in (True, False):

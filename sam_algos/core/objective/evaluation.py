@@ -83,6 +83,7 @@ class Evaluation:
         loss: The loss of the first pass.
         shares (dict): The share of the batch of each pass with a gradient, under True, and of each one without.
         climbed (bool): Whether a gradient was computed away from ``w``.
+        sharded (bool): Whether any parameter is sharded.
         latest (Vector | None): The gradient that lies on the parameters.
         repeatable (bool): Whether passes may follow the next one.
         climbing (bool): Whether the perturbation is being asked, so that the descent is still to come.
@@ -124,7 +125,7 @@ class Evaluation:
         self.repeatable = True
         self._context, self._closure = context, closure
         self._scaler, self._accumulating = scaler, accumulating
-        self._sharded = shards.is_sharded(self.params)
+        self.sharded = shards.is_sharded(self.params)
         self._ran = 0
         self.shares: dict[bool, list[float]] = {True: [], False: []}
         self._points: list[ref[Point]] = []  # displaced ones
@@ -300,7 +301,7 @@ class Evaluation:
         """Run the closure at a point."""
         passes = self._context.passes
         if first and point.displaced is None:
-            if not self._sharded:
+            if not self.sharded:
                 return passes.first(self._closure, plan)
             with fresh_shards(self.model):
                 return passes.first(self._closure, plan)
@@ -314,14 +315,14 @@ class Evaluation:
 
     def _place(self, point: Point, looks: tuple[AbstractContextManager[Any], ...]) -> AbstractContextManager[Any]:
         """What to run a pass at a point within."""
-        if point.displaced is not None and not looks and not self._sharded:
+        if point.displaced is not None and not looks and not self.sharded:
             return point.displaced
         return self._places(*looks, *([] if point.displaced is None else [point.displaced]))
 
     @contextmanager
     def _places(self, *places: AbstractContextManager[Any]) -> Iterator[None]:
         with ExitStack() as stack:
-            if self._sharded:
+            if self.sharded:
                 stack.enter_context(fresh_shards(self.model))
             for place in places:
                 stack.enter_context(place)
@@ -373,4 +374,4 @@ class Evaluation:
             self.first = self.latest
 
     def _take(self, *, owned: bool) -> Vector:
-        return collect(self.params, self._context.names, owned=owned, maximized=self.maximized, sharded=self._sharded)
+        return collect(self.params, self._context.names, owned=owned, maximized=self.maximized, sharded=self.sharded)

@@ -130,8 +130,9 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         try:
             attempt.ask()
             finite = self._may_step(attempt)
-            if self._watched or passes.log is not None:
-                evaluation.norm()  # before anybody writes into the gradient
+            # Before anybody writes into the gradient; of shards at once, as it takes all processes, which may not all read.
+            if self._watched or evaluation.sharded or passes.log is not None:
+                evaluation.norm()
             self._finish()
             if finite:
                 stepped = attempt.stepped()

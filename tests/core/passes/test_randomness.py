@@ -37,7 +37,11 @@ DRAWS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("between", DRAWS)
+# What is to be put back: nothing, a number in reserve, a key made anew, all of it.
+BETWEEN = ("nothing", "one normal number, another in reserve", "so many that the key is made anew", "a new seed")
+
+
+@pytest.mark.parametrize("between", BETWEEN)
 @pytest.mark.parametrize("before", DRAWS)
 def test_streams_go_on_from_where_they_were_recorded(before: str, between: str) -> None:
     """NumPy's is not read again where its memory is as it was; a normal number may be held in reserve beside it."""

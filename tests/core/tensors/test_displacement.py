@@ -44,8 +44,7 @@ def displace(params: list, directions: list, scale: float, disposable: bool) -> 
     return Displacement()(params, directions, scales, disposable)
 
 
-@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("disposable", [True, False])
+@pytest.mark.parametrize(("disposable", "error"), [(True, None), (False, None), (True, KeyboardInterrupt)])
 @pytest.mark.parametrize("name", STORED)
 def test_displaced_there_and_back(name: str, disposable: bool, error: type[BaseException] | None) -> None:
     make, swaps = STORED[name]
@@ -66,7 +65,7 @@ def test_displaced_there_and_back(name: str, disposable: bool, error: type[BaseE
                 )
             if error:
                 raise error
-    except (ValueError, KeyboardInterrupt):
+    except KeyboardInterrupt:
         assert error
     assert all(map(torch.equal, before, params))
     assert [p.data_ptr() for p in params] == addresses

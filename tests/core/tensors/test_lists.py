@@ -42,10 +42,12 @@ def vector(values: list[Tensor]) -> Tensor:
     return torch.cat([p.double().reshape(-1) for p in parts])
 
 
+# Every shape in one type and in two, and every type in several tensors, among them empty ones.
+LISTS = [(shape, dtypes) for shape in SHAPES for dtypes in ("float32", "bfloat16 and float32")]
+LISTS += [(shape, dtypes) for shape in ("several", "empty among others") for dtypes in TYPES]
+LISTS = list(dict.fromkeys(LISTS))
 each_list = pytest.mark.parametrize(
-    ("shapes", "dtypes"),
-    [(s, t) for s in SHAPES.values() for t in TYPES.values()],
-    ids=[f"{s}, {t}" for s in SHAPES for t in TYPES],
+    ("shapes", "dtypes"), [(SHAPES[s], TYPES[t]) for s, t in LISTS], ids=[f"{s}, {t}" for s, t in LISTS]
 )
 
 
@@ -102,9 +104,17 @@ def test_reciprocal_of_zero_times_zero_is_zero(dtype: torch.dtype) -> None:
     assert (inverse * 0).item() == 0
 
 
-@pytest.mark.parametrize("scale", [0.3, torch.tensor(0.3, dtype=torch.float64)], ids=["number", "tensor"])
 @each_list
-def test_add_scaled(shapes: list, dtypes: list, scale: float | Tensor) -> None:
+def test_add_scaled(shapes: list, dtypes: list) -> None:
+    adds_scaled(shapes, dtypes, torch.tensor(0.3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtypes", TYPES.values(), ids=TYPES)
+def test_add_scaled_by_a_number(dtypes: list) -> None:
+    adds_scaled(SHAPES["several"], dtypes, 0.3)
+
+
+def adds_scaled(shapes: list, dtypes: list, scale: float | Tensor) -> None:
     a, b = draw(shapes, dtypes, 0), draw(shapes, dtypes, 1)
     expected = vector(a) + 0.3 * vector(b)
     tensors.add_scaled_(a, b, scale)

@@ -35,6 +35,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "esam": {"rho": 0.1},
 }
 
+KINDS = ("sam", "aelooksam", "friendlysam", "momentumsam", "esam")
+"""A method of each kind: what it remembers, and which passes it makes."""
+
 # Options under which the first step is sharp, for the methods that wait.
 SHARP_AT_ONCE: dict[str, dict[str, Any]] = {"latesam": {"start": 0.0}}
 

@@ -1,4 +1,4 @@
-"""Start all scenarios in one process or several, once per test session, and read what they found."""
+"""Start processes that work together, once per test session, and read what they found."""
 
 from __future__ import annotations
 
@@ -8,29 +8,35 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
-TIMEOUT = 480  # seconds; what does not end must fail. A collective gives up earlier: see `worker.PATIENCE`
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 480  # seconds; what does not end must fail. A collective gives up earlier: see ``PATIENCE`` in the modules
 
 
-def run(processes: int, folder: Path) -> str:
-    """Let the scenarios leave their results in ``folder``; returns what went wrong, empty if nothing did.
+def once(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], str]) -> tuple[Path, str]:
+    """A folder that is filled once per test session, by whichever worker of pytest-xdist needs it first.
 
-    They are started once, also under pytest-xdist and also if that fails.
+    Returns the folder and what ``fill`` said of it: what went wrong, empty if nothing did.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
     verdict = folder / "verdict"
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not verdict.exists():
-            verdict.write_text(_launch(processes, folder))
-    return verdict.read_text()
+            verdict.write_text(fill(folder))
+    return folder, verdict.read_text()
 
 
-def _launch(processes: int, folder: Path) -> str:
+def run(module: str, processes: int, folder: Path) -> str:
+    """Run a module in processes that can talk to one another; returns what went wrong, empty if nothing did."""
     port = _free_port()
-    workers = [_start(rank, processes, port, folder) for rank in range(processes)]
+    workers = [_start(module, rank, processes, port, folder) for rank in range(processes)]
     deadline = time.monotonic() + TIMEOUT
     try:
         codes = [worker.wait(max(0.1, deadline - time.monotonic())) for worker in workers]
@@ -46,7 +52,7 @@ def _launch(processes: int, folder: Path) -> str:
     return f"{processes} processes: {codes}\n{output}"
 
 
-def _start(rank: int, processes: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
+def _start(module: str, rank: int, processes: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     if processes > 1:  # as Composer's launcher does, without importing Composer once more to do it
         env |= {
@@ -58,7 +64,7 @@ def _start(rank: int, processes: int, port: int, folder: Path) -> subprocess.Pop
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-    command = [sys.executable, "-m", "tests.trainer.distributed.worker", str(folder)]
+    command = [sys.executable, "-m", module, str(folder)]
     with open(folder / f"rank{rank}.log", "wb") as log:
         return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
 

@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics, gathered anew at the weights as they are."""
+"""Recompute BatchNorm's running statistics at the final weights."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ def recalibrate(
     forward: Callable[[nn.Module, Any], Any] | None = None,
     layers: Iterable[nn.Module] | None = None,
 ) -> int:
-    """Gather BatchNorm's running statistics anew at the model's weights, as the plain average over ``batches``.
+    """Recompute BatchNorm's running statistics at the model's weights, as the plain average over ``batches``.
 
     For ``n`` batches with means ``m_i`` and unbiased variances ``v_i`` of a layer's inputs, ``running_mean`` becomes
-    ``Σ m_i / n`` and ``running_var`` becomes ``Σ v_i / n``. Training's own averages belong to the weights that its
-    passes ran at: displaced ones with Momentum-SAM, and few samples with ``ascent_fraction``. This gives those of the
-    weights that are evaluated.
+    ``Σ m_i / n`` and ``running_var`` becomes ``Σ v_i / n``. The averages that training leaves belong to
+    the weights that its passes ran at, displaced ones with Momentum-SAM, and to few samples with ``ascent_fraction``.
+    These are averages at the weights that are evaluated.
 
-    Only the layers in question run in training mode: nothing is dropped out, so that the statistics are those of the
-    network as it is evaluated (with dropout before BatchNorm they differ). ``torch.optim.swa_utils.update_bn`` drops
-    out, and recalibrates frozen layers too.
+    Only the recomputed layers run in training mode. Dropout stays off, so that the statistics match the network as it
+    is evaluated (with dropout before BatchNorm they differ). ``torch.optim.swa_utils.update_bn`` drops out, and
+    recomputes frozen layers too.
 
-    Afterwards all else is as before: the mode of every module, momenta, the global random streams (which loading
-    ``batches`` may draw from) and gradients. If a batch raises, so are the statistics.
+    Everything else is restored: the mode of every module, momenta, the global random streams (which loading ``batches``
+    may draw from) and gradients. If a batch raises, the statistics are restored, too.
 
     **Cost.** A forward pass without gradients for each batch.
 
     Args:
-        model (torch.nn.Module): It. Of a ``DistributedDataParallel``, or where parameters are sharded by FSDP2, all
-            processes call this, each with batches of its own, and get the average over all; with FSDP2 as many batches.
+        model (torch.nn.Module): The model. Under ``DistributedDataParallel`` or FSDP2 every process must call this,
+            with batches of its own, and gets the average over all of them; under FSDP2 with equally many batches.
         batches (Iterable): Training data. Larger batches are better, ``BatchNorm`` needs two samples.
-        limit (int, optional): At most so many batches; 200 are usual (fvcore's ``update_bn_stats``). Default: all.
+        limit (int, optional): The most batches to run; 200 are usual (fvcore's ``update_bn_stats``). Default: all.
         forward (Callable, optional): ``forward(model, batch)`` runs the model on a batch, on the right device and in
             the right precision. Default: ``model(batch)``, or of a tuple or a list its first entry.
-        layers (Iterable[torch.nn.Module], optional): Which BatchNorm layers. Default: those in training mode, so that
-            frozen ones stay as they are; if the model as a whole is in evaluation mode, all. A layer with momentum 0
-            or without running statistics is none.
+        layers (Iterable[torch.nn.Module], optional): The BatchNorm layers to recompute. Default: those in training
+            mode, so that frozen ones keep their statistics; all if the whole model is in evaluation mode. Layers
+            with momentum 0 or without running statistics are left out.
 
     Returns:
-        int: How many batches were run; 0, and none is asked for, if there is nothing to recalibrate.
+        int: The number of batches that were run; 0 if there is no layer to recompute, and then none is loaded.
 
     Raises:
         ValueError: If ``batches`` is empty, or ``limit`` is no integer >= 1.
@@ -93,7 +93,7 @@ class Statistics:
     """A copy of the running statistics of BatchNorm layers.
 
     Args:
-        layers: Which.
+        layers: The layers to copy.
     """
 
     def __init__(self, layers: Iterable[_BatchNorm]) -> None:

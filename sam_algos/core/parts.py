@@ -261,12 +261,15 @@ class Parts(NamedTuple):
         after_the_ascent = (*self.descent.tree(), *self.samples.tree())
         reads_gradient = self.reader("reads_gradient") is not None
         losses = self.reader("reads_losses") is not None
+        rho = self.perturbation.rho
         return Needs(
             synchronized=synchronize or reads_gradient,
             gradient_after_ascent=any(part.reads_gradient for part in after_the_ascent),
             losses=losses,
             seconds=self.reader("reads_seconds") is not None,
             one_pass=not (reads_gradient or losses or self.perturbation.own_pass),
+            constant_radius=not isinstance(rho, Schedule),
+            schedule_reads_gradient=isinstance(rho, Schedule) and rho.reads_gradient,
         )
 
     def conflict(self) -> str | None:

@@ -1,4 +1,9 @@
-"""Ranges that show in ``torch.profiler`` where a step's time goes."""
+"""Ranges that show in ``torch.profiler`` where a step's time goes.
+
+Small networks notice every call, so a function is called directly unless a profiler is active::
+
+    within("sam/replay", record) if profiler._is_profiler_enabled else record()
+"""
 
 from __future__ import annotations
 
@@ -7,21 +12,14 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch.autograd import profiler
 
-__all__ = ["is_profiled", "within"]
+__all__ = ["profiler", "within"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def is_profiled() -> bool:
-    """Whether a profiler is active."""
-    return profiler._is_profiler_enabled
-
-
 def within(name: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Call a function, in a range of this name if a profiler is active."""
-    if not profiler._is_profiler_enabled:
-        return function(*args, **kwargs)
+    """Call a function in a range of this name."""
     record: Any = profiler.record_function(name)
     with record:
         return function(*args, **kwargs)

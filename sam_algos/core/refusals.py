@@ -20,6 +20,9 @@ __all__ = [
 ]
 
 
+_LIGHTNING = ("lightning.", "pytorch_lightning.", "lightning_fabric.")
+
+
 def refuse_trainers(closure: Callable[..., Any]) -> None:
     """Refuse the closures of training programs that clip and log in them, at every pass.
 
@@ -27,17 +30,18 @@ def refuse_trainers(closure: Callable[..., Any]) -> None:
         TypeError: If it is one.
     """
     module = getattr(getattr(closure, "func", closure), "__module__", None) or ""
+    if not module.startswith(("composer.trainer", *_LIGHTNING)):
+        return
     if module.startswith("composer.trainer"):
         raise TypeError(
             "Composer's Trainer was given an optimizer that is already wrapped. Give it the base optimizer, and the "
             "method as an algorithm: Trainer(optimizers=optimizer, algorithms=[SAM(...)])."
         )
-    if module.startswith(("lightning.", "pytorch_lightning.", "lightning_fabric.")):
-        raise TypeError(
-            "Lightning was given an optimizer that is already wrapped, and would clip and log at every pass. Give it "
-            "the base optimizer, and its module the mixin sam_algos.integrations.lightning.SharpnessAwareMixin; with "
-            "manual optimization call optimizer.backward(closure) in the training step."
-        )
+    raise TypeError(
+        "Lightning was given an optimizer that is already wrapped, and would clip and log at every pass. Give it the "
+        "base optimizer, and its module the mixin sam_algos.integrations.lightning.SharpnessAwareMixin; with manual "
+        "optimization call optimizer.backward(closure) in the training step."
+    )
 
 
 def refuse_deepspeed(method: str, model: nn.Module) -> None:
@@ -98,7 +102,7 @@ def refuse_memory_of_hooks(model: nn.Module) -> None:
     Raises:
         ValueError: If the model has such a hook.
     """
-    if (hook := hook_with_memory(model)) is not None:
+    if dist.is_available() and dist.is_initialized() and (hook := hook_with_memory(model)) is not None:
         raise ValueError(
             f"The model's communication hook {hook} keeps a memory of the gradients that it averaged, and this method "
             "averages more than one in a step. Use a hook without a state, such as bf16_compress_hook, or a method "

@@ -63,7 +63,8 @@ class GradientNorm(Policy):
 
     def decide(self, step: Step) -> Decision:
         """``x ≥ μ + c σ``, with ``μ`` and ``σ`` updated by ``x`` before the test."""
-        x = step.gradient_norm * step.gradient_norm
+        norm = step.gradient_norm
+        x = norm * norm
         mean = self.delta * step.memory["mean"] + (1 - self.delta) * x
         variance = self.delta * step.memory["variance"] + (1 - self.delta) * (x - mean) * (x - mean)
         if not math.isfinite(variance):

@@ -66,7 +66,7 @@ class TrainerPasses(Passes):
 
     def _call(self, closure: Callable[..., Any], plan: Pass, *, first: bool, **arguments: Any) -> Outcome | None:
         whole = plan.selection is EVERYTHING and plan.gradient and not plan.losses and not self._selects
-        synchronized = self._synchronizes(plan)
+        synchronized = plan.synchronize or self._synchronizes()
         narrowing = nullcontext() if whole else self._narrowing(plan, first=first)
         with torch.enable_grad(), narrowing:
             loss = self.work("sam/pass", closure, ddp_sync=synchronized, **arguments)

@@ -27,6 +27,8 @@ class Needs:
         losses: Whether the loss of each sample is read.
         seconds: Whether the duration of steps is read.
         one_pass: Whether no part reads a gradient or a loss at the weights themselves, so that one pass is enough.
+        constant_radius: Whether the radius is a number, and no schedule.
+        schedule_reads_gradient: Whether the radius follows the gradient, so that it is asked after the policy.
     """
 
     synchronized: bool
@@ -34,6 +36,8 @@ class Needs:
     losses: bool
     seconds: bool
     one_pass: bool
+    constant_radius: bool
+    schedule_reads_gradient: bool
 
 
 @dataclass

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, cast
 from weakref import ref
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
@@ -21,7 +21,7 @@ from sam_algos.core.objective.stopwatch import Seconds
 from sam_algos.core.passes.contract import Outcome, Pass
 from sam_algos.core.passes.replay import FreshCaches, fresh_shards
 from sam_algos.core.passes.selection import EVERYTHING, Selection
-from sam_algos.core.profiling import within
+from sam_algos.core.profiling import profiler, within
 from sam_algos.core.refusals import refuse_memory_of_hooks
 from sam_algos.core.tensors import lists as tensors
 from sam_algos.core.tensors import shards
@@ -74,17 +74,21 @@ class Evaluation:
         accumulating: Whether further microbatches of the step will follow.
 
     Attributes:
+        model (Module): The model that the passes run.
         params (list[Tensor]): The optimizer's parameters, frozen ones too, as a closure may unfreeze them.
         maximized (list[Tensor]): The parameters for which it maximises the loss. Their gradients change sign when they
             come in, so that parts always minimise, and again when they go out to the base optimizer.
         here (Point): The weights themselves.
         radius (float | Tensor): ``ρ`` of this step, as the attempt found it.
         loss: The loss of the first pass.
+        shares (dict): The share of the batch of each pass with a gradient, under True, and of each one without.
         climbed (bool): Whether a gradient was computed away from ``w``.
         sharded (bool): Whether any parameter is sharded.
         latest (Vector | None): The gradient that lies on the parameters.
         repeatable (bool): Whether passes may follow the next one.
         climbing (bool): Whether the perturbation is being asked, so that the descent is still to come.
+        first_norm (HostValue | None): The norm of the step's first gradient, once `norm` has computed it.
+        first (Vector | None): The first gradient until then, which lies on the parameters as the pass left it.
     """
 
     def __init__(
@@ -99,8 +103,20 @@ class Evaluation:
         accumulating: bool = False,
     ) -> None:
         self.index, self.sharp, self.progress = index, sharp, context.passes.progress(index)
-        self.base = base
-        self._read_groups(context.needs.losses)
+        self.base, self.model = base, context.passes.model()
+        optimizer: Any = base
+        own = getattr(optimizer, "maximize", False)
+        self.params: list[Tensor] = []
+        self.maximized: list[Tensor] = []
+        for group in optimizer.param_groups:
+            self.params += group["params"]
+            if group.get("maximize", own):
+                self.maximized += group["params"]
+        if context.needs.losses and 0 < len(self.maximized) < len(self.params):
+            raise ValueError(
+                "The base optimizer has maximize=True in some of its parameter groups, and this method compares the "
+                "loss of each sample, which cannot both grow and fall. Maximise all groups or none."
+            )
         self.here = Point()
         self.radius: float | Tensor = math.nan
         self.loss: Any = None
@@ -111,39 +127,13 @@ class Evaluation:
         self._scaler, self._accumulating = scaler, accumulating
         self.sharded = shards.is_sharded(self.params)
         self._ran = 0
-        self._gradients: list[float] = []  # the share of the batch of each pass with a gradient
-        self._forwards: list[float] = []  # and of each one without
+        self.shares: dict[bool, list[float]] = {True: [], False: []}
         self._points: list[ref[Point]] = []  # displaced ones
         self._began: Selection | None = None  # the samples of the first pass, if it ran at w
         self._averaged = False
         self._owned = False  # whether each tensor of `latest` has memory of its own
-        self._first: Vector | None = None
-        self._norm: tensors.HostValue | None = None
-
-    def _read_groups(self, compares_losses: bool) -> None:
-        base: Any = self.base
-        own = getattr(base, "maximize", False)
-        self.params: list[Tensor] = []
-        self.maximized: list[Tensor] = []
-        for group in base.param_groups:
-            self.params += group["params"]
-            if group.get("maximize", own):
-                self.maximized += group["params"]
-        if compares_losses and 0 < len(self.maximized) < len(self.params):
-            raise ValueError(
-                "The base optimizer has maximize=True in some of its parameter groups, and this method compares the "
-                "loss of each sample, which cannot both grow and fall. Maximise all groups or none."
-            )
-
-    @property
-    def gradients(self) -> float:
-        """How many gradients were computed; one on a quarter of the samples counts as a quarter."""
-        return math.fsum(self._gradients)
-
-    @property
-    def forwards(self) -> float:
-        """The same for forward passes without a gradient."""
-        return math.fsum(self._forwards)
+        self.first: Vector | None = None
+        self.first_norm: tensors.HostValue | None = None
 
     @property
     def begun(self) -> bool:
@@ -170,20 +160,11 @@ class Evaluation:
 
     def norm(self) -> tensors.HostValue | None:
         """``‖g‖`` of the first gradient of the step, on its way to the host; None while there is none."""
-        if self._norm is None and self._first is not None:
-            self._norm = tensors.HostValue(within("sam/norm", self._first.norm))
-            self._first = None
-        return self._norm
-
-    @property
-    def known_norm(self) -> tensors.HostValue | None:
-        """The norm of the first gradient, if it was computed."""
-        return self._norm
-
-    @property
-    def unread_gradient(self) -> Vector | None:
-        """The first gradient, if its norm was not computed: it then lies on the parameters as the pass left it."""
-        return self._first
+        if self.first_norm is None and self.first is not None:
+            norm = self.first.norm
+            self.first_norm = tensors.HostValue(within("sam/norm", norm) if profiler._is_profiler_enabled else norm())
+            self.first = None
+        return self.first_norm
 
     def seconds(self, point: Point, selection: Selection, *, synchronized: bool) -> Seconds:
         """How long steps take, once the device is through with the gradient there."""
@@ -197,7 +178,7 @@ class Evaluation:
         gradient = self.gradient(point, selection, synchronized=synchronized)
         if self.climbing and self._context.needs.gradient_after_ascent:
             return gradient.clone()
-        if gradient is self._first:
+        if gradient is self.first:
             self.norm()
         values = list(gradient.values)  # the pass's own list says what lies on the parameters
         tensors.own_(values, gradient.params)
@@ -234,10 +215,6 @@ class Evaluation:
         self._points.append(ref(point))
         return point
 
-    def model(self) -> nn.Module:
-        """The model that the passes run."""
-        return self._context.passes.model()
-
     def names(self, params: list[Tensor]) -> list[Name]:
         """What the model calls parameters."""
         return self._context.names(params)
@@ -272,7 +249,7 @@ class Evaluation:
         outcome = self._pass(plan, point, *([look] if look is not None and known else []), first=first)
         self._ran += 1
         share = 1.0 if outcome is None else outcome.share
-        (self._gradients if with_gradient else self._forwards).append(share)
+        self.shares[with_gradient].append(share)
         self.climbed |= with_gradient and point.displaced is not None
         if outcome is None:
             raise NoOutcome
@@ -297,7 +274,7 @@ class Evaluation:
         if self._ran and not self.repeatable:
             raise RuntimeError("A part asks for a second pass; a perturbation that reads one has own_pass = True.")
         if with_gradient and synchronized and self._averaged:
-            refuse_memory_of_hooks(self.model())
+            refuse_memory_of_hooks(self.model)
         return Pass(
             self.params,
             selection,
@@ -326,7 +303,7 @@ class Evaluation:
         if first and point.displaced is None:
             if not self.sharded:
                 return passes.first(self._closure, plan)
-            with fresh_shards(self.model()):
+            with fresh_shards(self.model):
                 return passes.first(self._closure, plan)
         run = passes.first if first else passes.again
         try:
@@ -346,7 +323,7 @@ class Evaluation:
     def _places(self, *places: AbstractContextManager[Any]) -> Iterator[None]:
         with ExitStack() as stack:
             if self.sharded:
-                stack.enter_context(fresh_shards(self.model()))
+                stack.enter_context(fresh_shards(self.model))
             for place in places:
                 stack.enter_context(place)
             yield
@@ -355,7 +332,7 @@ class Evaluation:
         """A look at the pass that is to run, if it is the first displaced one of its kind."""
         if not (moving := self._to_be_looked_at()):
             return None
-        model, sight = self.model(), self._context.sight
+        model, sight = self.model, self._context.sight
         look = Look(model, cast(Displaced, point.displaced), moving)
         if look.processes.unknown:  # a process that ran more passes than another could wait for it in vain
             sight.judged(look, settled=True)
@@ -365,16 +342,16 @@ class Evaluation:
     def look_away(self) -> None:
         """Tell processes that look at their displaced pass that this one runs none, for lack of a direction."""
         if moving := self._to_be_looked_at():
-            processes = shards.Processes(self.model(), moving)
+            processes = shards.Processes(self.model, moving)
             if not processes.unknown:
-                self._context.sight.is_everywhere(processes, self.model(), looks=False)
+                self._context.sight.is_everywhere(processes, self.model, looks=False)
 
     def _to_be_looked_at(self) -> list[Tensor]:
         """The parameters that a displaced pass would move, if it is the first of its kind; none if it is not."""
         context = self._context
         if context.private:  # one more pass would leave its gradients of samples to the base optimizer
             return []
-        if self.climbed or not context.passes.can_repeat() or not context.sight.needs_look(self._closure, self.model()):
+        if self.climbed or not context.passes.can_repeat() or not context.sight.needs_look(self._closure, self.model):
             return []
         return context.radii.moving(self.params, self.radius)
 
@@ -393,8 +370,8 @@ class Evaluation:
     def _collect(self, *, owned: bool) -> None:
         """Take in the gradients that a pass left."""
         self.latest, self._owned = self._take(owned=owned), owned
-        if self._norm is None and self._first is None and self.latest.params:
-            self._first = self.latest
+        if self.first_norm is None and self.first is None and self.latest.params:
+            self.first = self.latest
 
     def _take(self, *, owned: bool) -> Vector:
         return collect(self.params, self._context.names, owned=owned, maximized=self.maximized, sharded=self.sharded)

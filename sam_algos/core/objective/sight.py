@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import unwrap
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -109,6 +110,8 @@ class Sight:
 
 def _code(closure: Any) -> Any:
     """What stays the same when a loop makes a new closure for each batch."""
+    if type(closure) is FunctionType and "__wrapped__" not in closure.__dict__:
+        return closure.__code__
     while isinstance(closure, partial):
         closure = closure.func
     function: Any = unwrap(getattr(closure, "__func__", closure))

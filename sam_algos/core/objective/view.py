@@ -62,7 +62,7 @@ class Step:
     @property
     def model(self) -> nn.Module:
         """The model that the passes run; to look at only."""
-        return self._evaluation.model()
+        return self._evaluation.model
 
     @property
     def lr(self) -> float:

@@ -18,7 +18,7 @@ from sam_algos.core.passes.selection import EVERYTHING, First, Selection
 from sam_algos.core.refusals import refuse_trainers
 from sam_algos.core.tensors.gradients import marks
 from sam_algos.core.tensors.scaling import unscale_
-from sam_algos.core.tensors.shards import local, local_parts
+from sam_algos.core.tensors.shards import local
 
 __all__ = ["ClosurePasses"]
 
@@ -63,9 +63,10 @@ class ClosurePasses(Passes):
         refuse_trainers(closure)
         begun = self._goes_on(plan.params) if self._earlier else False
         self._strangers = _Strangers(plan.params) if not begun and self._holds_strangers(plan.params) else None
-        if len(self._replays) == len(self._earlier):
+        number = len(self._earlier)
+        if number == len(self._replays):
             self._replays.append(Replay())
-        replay = self._replays[len(self._earlier)]
+        replay = self._replays[number]
         if plan.repeatable:
             narrowed = isinstance(plan.selection, First)
             replay.record(self._model, plan.params, narrowed=narrowed, objects=self._objects())
@@ -84,7 +85,7 @@ class ClosurePasses(Passes):
 
     def can_repeat(self) -> bool:
         """Whether the closures of all microbatches so far were kept."""
-        return all(earlier.closure is not None for earlier in self._earlier)
+        return not self._earlier or all(earlier.closure is not None for earlier in self._earlier)
 
     def again(self, closure: Callable[..., Any], plan: Pass) -> Outcome:
         """Run the closures of all microbatches again."""
@@ -116,7 +117,8 @@ class ClosurePasses(Passes):
                 "at its end. total_steps must be the steps of the whole training; those of a resumed run count.",
                 stacklevel=2,
             )
-        return None if self._total_steps is None else min(1.0, index / self._total_steps)
+        total = self._total_steps
+        return None if total is None else index / total if index < total else 1.0
 
     def model(self) -> nn.Module:
         """The model given at construction."""
@@ -167,11 +169,11 @@ class ClosurePasses(Passes):
             )
 
     def _call(self, closure: Callable[..., Any], plan: Pass) -> Outcome:
-        synchronized = self._synchronizes(plan)
+        synchronized = plan.synchronize or self._synchronizes()
         noted = _Noted(plan.selection) if self._selects else None
         arguments = (closure,) if noted is None else (_on_samples, closure, noted)
         before = torch.is_grad_enabled()
-        torch.set_grad_enabled(plan.gradient)
+        torch._C._set_grad_enabled(plan.gradient)
         try:
             if synchronized:
                 loss, losses = self._losses(arguments, plan)
@@ -180,7 +182,7 @@ class ClosurePasses(Passes):
                 with model.no_sync():
                     loss, losses = self._losses(arguments, plan)
         finally:
-            torch.set_grad_enabled(before)
+            torch._C._set_grad_enabled(before)
         return Outcome(loss, losses, 1.0 if noted is None else noted.chosen(), synchronized)
 
     def _losses(self, call: tuple[Callable[..., Any], ...], plan: Pass) -> tuple[Any, Tensor | None]:
@@ -234,7 +236,7 @@ class _Left:
     def __init__(self, params: list[Tensor]) -> None:
         dense = [p.grad for p in params if p.grad is not None and p.grad.layout is torch.strided]
         self._smallest = min(dense, key=Tensor.numel, default=None)  # held, so that no other can take its place
-        self._seen = marks(local_parts(dense))
+        self._seen = marks(dense)
 
     def is_kept(self, params: list[Tensor]) -> bool:
         """Whether they have only been added to."""
@@ -246,7 +248,7 @@ class _Left:
             return self._smallest is None and not gradients
         if id(self._smallest) not in set(map(id, gradients)) or set(map(_LAYOUT, gradients)) != {torch.strided}:
             return False
-        return self._seen == marks(local_parts(gradients))
+        return self._seen == marks(gradients)
 
 
 def _any_gradient(params: list[Tensor]) -> bool:
@@ -268,13 +270,13 @@ def _losses_of_samples(loss: Any, plan: Pass) -> Tensor | None:
     """
     if loss is None:
         raise TypeError("The closure returned None: it has to end with `return loss`.")
-    if isinstance(loss, Tensor) and loss.ndim > 1:
+    if isinstance(loss, Tensor) and loss.ndim:
+        if loss.ndim == 1:
+            return loss
         raise TypeError(
             f"The closure returned a tensor of shape {tuple(loss.shape)}: it has to return the loss, or a vector with "
             "the loss of each sample."
         )
-    if isinstance(loss, Tensor) and loss.ndim == 1:
-        return loss
     if plan.losses:
         raise TypeError(
             "This method needs the loss of each sample: the closure has to return them as a vector, and leave "

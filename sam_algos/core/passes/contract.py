@@ -12,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from sam_algos.core.passes.replay import Replay
 from sam_algos.core.passes.selection import Selection
-from sam_algos.core.profiling import within
+from sam_algos.core.profiling import profiler, within
 
 __all__ = ["Outcome", "Pass", "Passes"]
 
@@ -124,8 +124,8 @@ class Passes(ABC):
 
         The time does not count as the method's own.
         """
-        if not self.timed:
-            return within(name, function, *args, **kwargs)
+        if not (self.timed or profiler._is_profiler_enabled):
+            return function(*args, **kwargs)
         began = self.clock()
         try:
             return within(name, function, *args, **kwargs)
@@ -136,10 +136,8 @@ class Passes(ABC):
         """The step is over, however it ended."""
         self._replay.forget()
 
-    def _synchronizes(self, plan: Pass) -> bool:
-        """Whether data-parallel processes will average the gradient: where it is wanted, and where it has to be."""
-        if plan.synchronize:
-            return True
+    def _synchronizes(self) -> bool:
+        """Whether data-parallel processes average gradients wanted or not."""
         model = self.model()
         # DistributedDataParallel with a static graph cannot begin with a pass under no_sync.
         return not hasattr(model, "no_sync") or bool(getattr(model, "static_graph", False))

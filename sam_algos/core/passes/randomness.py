@@ -119,8 +119,9 @@ class _NumPyMemory:
     _read: Callable[[], bytes | None]
 
     def __call__(self) -> bytes | None:
-        if (numpy_random := sys.modules.get("numpy.random")) is None:
+        if "numpy.random" not in sys.modules:
             return b""
+        numpy_random: Any = sys.modules["numpy.random"]
         generator = numpy_random.mtrand._rand._bit_generator
         if generator is not self._generator:
             is_twister = type(generator).__name__ == "MT19937"  # whose documented ctypes interface is key and position

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from sam_algos.core.passes.modules import Keepers, ModuleState
 from sam_algos.core.passes.randomness import RandomStreams
 from sam_algos.core.passes.selection import tensors_in
-from sam_algos.core.profiling import within
+from sam_algos.core.profiling import profiler, within
 from sam_algos.core.tensors import lists as tensors
 from sam_algos.core.tensors import shards
 
@@ -77,7 +77,10 @@ class Replay:
             objects: The program's objects whose attributes are put back.
         """
         self._model, self._narrowed, self._params, self._trained = model, narrowed, params, None
-        within("sam/replay", self._record, batch, objects)
+        if profiler._is_profiler_enabled:
+            within("sam/replay", self._record, batch, objects)
+        else:
+            self._record(batch, objects)
 
     def _record(self, batch: Any, objects: Iterable[object]) -> None:
         params = self._params
@@ -131,10 +134,13 @@ class Replay:
         return self
 
     def __enter__(self) -> None:
-        within("sam/replay", self._go_back)
+        within("sam/replay", self._go_back) if profiler._is_profiler_enabled else self._go_back()
 
     def __exit__(self, error: object, *_: object) -> None:
-        within("sam/replay", self._return, completed=error is None)
+        if profiler._is_profiler_enabled:
+            within("sam/replay", self._return, completed=error is None)
+        else:
+            self._return(completed=error is None)
 
     def _go_back(self) -> None:
         """To what the first pass started from."""

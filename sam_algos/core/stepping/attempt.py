@@ -14,13 +14,16 @@ from sam_algos.core.objective.answers import NOTHING, Ascent, Decision, Memory, 
 from sam_algos.core.objective.context import Context
 from sam_algos.core.objective.evaluation import Evaluation
 from sam_algos.core.objective.view import Step
-from sam_algos.core.parts import Parts, Schedule
-from sam_algos.core.profiling import within
+from sam_algos.core.parts import Parts
+from sam_algos.core.profiling import profiler, within
 from sam_algos.core.stepping.memory import apart, commit, holds_vectors
 from sam_algos.core.tensors.gradients import multiply_, put_in_place
 from sam_algos.core.tensors.vector import Vector
 
 __all__ = ["Attempt"]
+
+
+_PLAIN = Decision(False)
 
 
 class _NoDirection(Exception):
@@ -64,25 +67,24 @@ class Attempt:
         self.evaluation = Evaluation(
             context, base, closure, memory["step"], memory["sharp"], scaler=scaler, accumulating=accumulating
         )
-        self.decision, self.still = Decision(False), False
+        self.decision, self.still = _PLAIN, False
         self._context, self._parts, self._memory = context, parts, memory
         self._remember: dict[str, Memory] = {}
         self._of_radius: Memory = NOTHING
-        schedule = parts.perturbation.rho
-        if not isinstance(schedule, Schedule):
-            self._move_by(schedule)
-        elif not schedule.reads_gradient:
-            self._ask_radius(schedule)
+        if context.needs.constant_radius:
+            self._move_by(parts.perturbation.rho)  # pyright: ignore[reportArgumentType]
+        elif not context.needs.schedule_reads_gradient:
+            self._ask_radius()
 
     def ask(self) -> None:
         """Ask the parts, and lay the gradient that they answer on the parameters."""
-        evaluation, schedule = self.evaluation, self._parts.perturbation.rho
+        evaluation, needs = self.evaluation, self._context.needs
         try:
-            self.decision = self._parts.policy.decide(self._view("policy"))
+            self.decision = self._parts.policy.decide(Step(evaluation, self._memory["policy"]))
             if self.decision.remember:
                 self._remember["policy"] = apart(self.decision.remember)
-            if isinstance(schedule, Schedule) and schedule.reads_gradient:
-                self._ask_radius(schedule)
+            if needs.schedule_reads_gradient:
+                self._ask_radius()
             gradient = self._update()
         except BaseException:
             if evaluation.latest is not None and evaluation.maximized:
@@ -95,8 +97,9 @@ class Attempt:
         if evaluation.maximized:
             multiply_(evaluation.maximized, -1.0)
 
-    def _ask_radius(self, schedule: Schedule) -> None:
-        answer = schedule.radius(self._view("perturbation"))
+    def _ask_radius(self) -> None:
+        schedule: Any = self._parts.perturbation.rho
+        answer = schedule.radius(Step(self.evaluation, self._memory["perturbation"]))
         if isinstance(answer, Rho):
             self._remember["perturbation"] = self._of_radius = apart(answer.remember)
             answer = answer.rho
@@ -106,27 +109,27 @@ class Attempt:
         self.evaluation.radius = radius
         self.still = self._context.radii.still(radius)
 
-    def _view(self, axis: str) -> Step:
-        return Step(self.evaluation, self._memory[axis])
-
     def _update(self) -> Vector:
         """Ask samples, perturbation and descent for the gradient, and for what to remember."""
         evaluation, descent = self.evaluation, self._parts.descent
         if self.decision.sharp and not self.still:
             evaluation.repeatable = not self._context.needs.one_pass
             try:
-                chosen = self._parts.samples.sharp(self._view("samples"), self._climb)
+                chosen = self._parts.samples.sharp(Step(evaluation, self._memory["samples"]), self._climb)
             except _NoDirection:
-                self._remember["perturbation"] = self._of_radius  # what some groups of samples climbed by is void
+                self._remember.pop("perturbation", None)  # what some groups of samples climbed by
+                if self._of_radius:
+                    self._remember["perturbation"] = self._of_radius
                 evaluation.look_away()
             else:
-                update = within("sam/descent", descent.sharp, self._view("descent"), chosen.gradient)
+                own, sharp, g_s = Step(evaluation, self._memory["descent"]), descent.sharp, chosen.gradient
+                update = within("sam/descent", sharp, own, g_s) if profiler._is_profiler_enabled else sharp(own, g_s)
                 return self._keep(update, samples=chosen.remember)
         evaluation.repeatable &= evaluation.begun
-        plain = evaluation.gradient(evaluation.here)
         if self.still:
-            return plain
-        return self._keep(within("sam/descent", descent.flat, self._view("descent")))
+            return evaluation.gradient(evaluation.here)
+        own, flat = Step(evaluation, self._memory["descent"]), descent.flat
+        return self._keep(within("sam/descent", flat, own) if profiler._is_profiler_enabled else flat(own))
 
     def _keep(self, update: Update, samples: Memory = NOTHING) -> Vector:
         """Note what to remember once the step is taken, apart from memory that will be written into."""
@@ -141,9 +144,10 @@ class Attempt:
         """Ask the perturbation how to climb from a view."""
         evaluation = self.evaluation
         view = view.view(self._memory["perturbation"], synchronized=self._context.needs.synchronized)
+        ascend = self._parts.perturbation.ascend
         evaluation.climbing = True
         try:
-            ascent = within("sam/ascent", self._parts.perturbation.ascend, view)
+            ascent = within("sam/ascent", ascend, view) if profiler._is_profiler_enabled else ascend(view)
         finally:
             evaluation.climbing = False
         if ascent is None or not ascent.direction.params:

@@ -29,6 +29,9 @@ class Figures:
         counts (bool): Whether the first gradient is counted if it is not finite.
         rho (bool): Whether to give the radius.
         losses (bool): Whether to give the number of forward passes.
+
+    Attributes:
+        lies_on (list[Tensor]): The parameters on which the first gradient lies, if its norm is not known yet.
     """
 
     def __init__(
@@ -42,24 +45,23 @@ class Figures:
         losses: bool,
     ) -> None:
         self._step, self._sharp = memory["step"], memory["sharp"]
-        self._gradients, self._forwards = evaluation.gradients, evaluation.forwards if losses else None
+        self._shares, self._losses = evaluation.shares, losses
         self._applied, self._rho = evaluation.climbed, evaluation.radius if rho else None
         self._log, self._memory, self._counts = log, memory, counts
-        # Of shards the norm takes all processes, and figures may be read on one of them only.
-        self._norm = evaluation.norm() if evaluation.sharded else evaluation.known_norm
-        self._params: list[Tensor] = []  # where the first gradient lies, if its norm is not known
-        if self._norm is None and (gradient := evaluation.unread_gradient) is not None:
-            self._params, self._marks = gradient.params, marks(gradient.values)
+        self._norm = evaluation.first_norm
+        self.lies_on: list[Tensor] = []
+        if self._norm is None and (gradient := evaluation.first) is not None:
+            self.lies_on, self._marks = gradient.params, marks(gradient.values)
         self._read: dict[str, float] | None = None
 
     def before_zeroing(self) -> None:
         """The gradient that the step left is about to go: compute its norm while it is there."""
-        if self._params:
-            self._norm, self._params = self._late_norm(), []
+        if self.lies_on:
+            self._norm, self.lies_on = self._late_norm(), []
 
     def close(self) -> None:
         """The next step begins: what the gradient that this one left would have told stays unknown."""
-        self._params = []
+        self.lies_on = []
         self._count()
 
     def read(self) -> dict[str, float]:
@@ -70,8 +72,8 @@ class Figures:
             self._read = {
                 "sam/applied": float(self._applied),
                 "sam/fraction": self._sharp / max(1, self._step),
-                "sam/gradients": self._gradients,
-                **({} if self._forwards is None else {"sam/forwards": self._forwards}),
+                "sam/gradients": math.fsum(self._shares[True]),
+                **({"sam/forwards": math.fsum(self._shares[False])} if self._losses else {}),
                 "sam/grad_norm": math.nan if self._norm is None else float(self._norm),
                 **({} if self._rho is None else {"sam/rho": float(self._rho)}),
                 "sam/nonfinite": float(self._memory["nonfinite"]),
@@ -87,10 +89,9 @@ class Figures:
 
     def _late_norm(self) -> tensors.HostValue | None:
         """The norm of the gradient that the step left, unless it was changed since."""
-        grads: Any = [p.grad for p in self._params]
+        grads: Any = [p.grad for p in self.lies_on]
         if any(g is None for g in grads):
             return None
-        values = shards.local_parts(grads)
-        if marks(values) != self._marks:
+        if marks(grads) != self._marks:
             return None
-        return tensors.HostValue(tensors.norm(values, self._params))
+        return tensors.HostValue(tensors.norm(shards.local_parts(grads), self.lies_on))

@@ -26,13 +26,17 @@ class Handover:
 
     Args:
         parts (Parts): The method's.
+
+    Attributes:
+        watches (bool): Whether a step is still to be seen.
     """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._handle: Any = None
         self._given: tuple[Tensor, Tensor] | None = None
-        self._seen = _computes(parts) is None  # or of no interest
+        self._seen = False
+        self.watches = _computes(parts) is not None
 
     def __reduce__(self) -> Any:
         """Copy and pickle as a new one: hooks stay with the original."""
@@ -44,6 +48,7 @@ class Handover:
             if self._handle is not None:
                 self._handle.remove()
                 self._handle = None
+            self.watches = False
             return
         self._given = next(((p, p.grad) for p in params if p.grad is not None), None)
         if self._handle is None and hasattr(optimizer, "_optimizer_step_post_hooks"):

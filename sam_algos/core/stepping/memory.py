@@ -39,7 +39,11 @@ def restored(parts: Parts, state: Mapping[str, Any]) -> dict[str, Any]:
 
 def holds_vectors(remember: Mapping[str, Memory]) -> bool:
     """Whether any axis has vectors to remember."""
-    return any(isinstance(value, Vector) for memory in remember.values() for value in memory.values())
+    return any(map(_has_vectors, remember.values()))
+
+
+def _has_vectors(memory: Memory) -> bool:
+    return Vector in map(type, memory.values())
 
 
 def commit(memory: dict[str, Any], remember: Mapping[str, Memory], stepped: set[int], state: Any) -> None:
@@ -53,6 +57,9 @@ def commit(memory: dict[str, Any], remember: Mapping[str, Memory], stepped: set[
             them where it found foreign ones.
     """
     for axis, returned in remember.items():
+        if not _has_vectors(returned):
+            memory[axis] = {**memory[axis], **returned}
+            continue
         numbers = {name: value for name, value in returned.items() if not isinstance(value, Vector)}
         memory[axis] = {**memory[axis], **numbers}
         for name in returned.keys() - numbers.keys():
@@ -64,7 +71,7 @@ def commit(memory: dict[str, Any], remember: Mapping[str, Memory], stepped: set[
 
 def apart(memory: Memory, *written: Vector) -> Memory:
     """The same, with vectors that share no memory with gradients, or with what else will be written into."""
-    if not any(isinstance(value, Vector) for value in memory.values()):
+    if not _has_vectors(memory):
         return memory
     taken = {value.data_ptr() for vector in written for value in vector.values}
     return {name: _clone_of(value, taken) if isinstance(value, Vector) else value for name, value in memory.items()}

@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from sam_algos.core.objective.context import Context
 from sam_algos.core.objective.evaluation import NoOutcome
 from sam_algos.core.objective.radii import check_radius
-from sam_algos.core.parts import Parts, Schedule
+from sam_algos.core.parts import Parts
 from sam_algos.core.passes.contract import Passes
 from sam_algos.core.stepping.activity import Activity
 from sam_algos.core.stepping.attempt import Attempt
-from sam_algos.core.stepping.compilation import uncompiled
+from sam_algos.core.stepping.compilation import bookkeeping
 from sam_algos.core.stepping.figures import Figures
 from sam_algos.core.stepping.handover import Handover, refuse_private
 from sam_algos.core.stepping.memory import fresh, restored
@@ -55,13 +55,14 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
 
     Attributes:
         base_optimizer (torch.optim.Optimizer): The wrapped optimizer.
-        metrics (dict): The figures of the last step: ``sam/applied`` (1 if a gradient was taken at displaced
-            weights), ``sam/fraction`` (of the steps taken so far), ``sam/gradients`` (what the step cost: one for each
-            gradient, a quarter for one on a quarter of the samples), ``sam/forwards`` (the same for forward passes
-            without a gradient, where a part asks for any), ``sam/grad_norm`` (of the first gradient, before any
-            clipping), ``sam/nonfinite`` (how many steps so far had a gradient that is not finite: the first one with
-            ``'pass'``, the final one with ``'skip'``), ``sam/rho`` (where a
-            schedule sets it), and those of the policy.
+        metrics (dict): The figures of the last step, computed when they are read: ``sam/applied`` (1 if a gradient was
+            taken at displaced weights), ``sam/fraction`` (of the steps taken so far), ``sam/gradients`` (what the step
+            cost: one for each gradient, a quarter for one on a quarter of the samples), ``sam/forwards`` (the same for
+            forward passes without a gradient, where a part asks for any), ``sam/grad_norm`` (of the first gradient,
+            before any clipping; NaN if the gradient was changed before anybody asked), ``sam/nonfinite`` (how many
+            gradients so far were not finite, among those whose norm was computed: the first of each step with
+            ``'pass'``, the final one with ``'skip'``), ``sam/rho`` (where a schedule sets it), and those of the policy.
+            Once read, the norm is computed in every step.
 
     Raises:
         ValueError: If the base optimizer is already sharpness-aware or calls its closure itself, as LBFGS does, a
@@ -105,8 +106,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             self._metrics = self._figures.read()
         return self._metrics
 
-    @uncompiled
-    @torch.no_grad()
+    @bookkeeping
     def step(self, closure: Callable[..., Any] | None = _REQUIRED) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take one step.
 
@@ -130,12 +130,14 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         try:
             attempt.ask()
             finite = self._may_step(attempt)
-            if self._watched or passes.log is not None:
-                evaluation.norm()  # before anybody writes into the gradient
+            # Before anybody writes into the gradient; of shards at once, as it takes all processes, which may not all read.
+            if self._watched or evaluation.sharded or passes.log is not None:
+                evaluation.norm()
             self._finish()
             if finite:
                 stepped = attempt.stepped()
-                self._handover.give(self.base_optimizer, evaluation.params)
+                if self._handover.watches:
+                    self._handover.give(self.base_optimizer, evaluation.params)
                 passes.work("sam/base step", self.base_optimizer.step)
                 self._remember(attempt, stepped)
             loss = evaluation.loss
@@ -147,8 +149,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         self._report(attempt)
         return loss
 
-    @uncompiled
-    @torch.no_grad()
+    @bookkeeping
     def accumulate(self, closure: Callable[..., Any]) -> Any:
         """Run one of a step's first microbatches, in a loop that gets them one at a time.
 
@@ -196,8 +197,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             raise
         return attempt.evaluation.loss
 
-    @uncompiled
-    @torch.no_grad()
+    @bookkeeping
     def backward(self, closure: Callable[..., Any], *, scaler: GradScaler | None = None) -> Any:
         """Run the passes of a step and leave its gradient on the parameters, for loops that take the step themselves.
 
@@ -277,7 +277,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         context, passes = self._context, self._context.passes
         if self._figures is not None:
             self._figures.close()
-        if self._pending.drop():
+        if self._pending.watches and self._pending.drop():
             passes.settle([])  # its gradients were never used: the closure has to zero them
         if self._paused is not None:
             passes.seconds += passes.clock() - self._paused  # data and what else is the program's
@@ -326,7 +326,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
             attempt.decision.log,
             self._memory,
             counts=self._nonfinite == "pass",
-            rho=isinstance(self._parts.perturbation.rho, Schedule),
+            rho=not context.needs.constant_radius,
             losses=context.needs.losses,
         )
         if context.passes.log is not None:
@@ -424,7 +424,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients of the base optimizer's parameters."""
-        if self._figures is not None:
+        if self._figures is not None and self._figures.lies_on:
             self._figures.before_zeroing()
         self.base_optimizer.zero_grad(set_to_none=set_to_none)
 

@@ -12,13 +12,17 @@ __all__ = ["Pending"]
 
 
 class Pending:
-    """Waits for the base optimizer's step, whoever calls it: a loop, a ``GradScaler``, a framework."""
+    """Waits for the base optimizer's step, whoever calls it: a loop, a ``GradScaler``, a framework.
+
+    Attributes:
+        watches: The handle of the hook on the base optimizer; None while there is none.
+    """
 
     def __init__(self) -> None:
         self._waits = False
         self._then: Callable[[], None] | None = None
         self._left: list[Tensor] = []
-        self._handle: Any = None
+        self.watches: Any = None
 
     def __reduce__(self) -> Any:
         """Copy and pickle as a new one: gradients are neither copied nor pickled."""
@@ -32,17 +36,17 @@ class Pending:
         """Call ``then`` once, after the optimizer's next step, if it uses the gradients that lie on ``params``."""
         self._waits, self._then = True, then
         self._left = [p for p in params if p.grad is not None]
-        self._handle = optimizer.register_step_post_hook(self._stepped)
+        self.watches = optimizer.register_step_post_hook(self._stepped)
         # Run before user hooks, which may zero gradients.
         hooks: Any = optimizer._optimizer_step_post_hooks
-        hooks.move_to_end(self._handle.id, last=False)
+        hooks.move_to_end(self.watches.id, last=False)
 
     def drop(self) -> bool:
         """Wait no longer; whether a step was still to be taken."""
         waited, self._waits, self._then, self._left = self._waits, False, None, []
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        if self.watches is not None:
+            self.watches.remove()
+            self.watches = None
         return waited
 
     def _stepped(self, optimizer: Optimizer, *_: Any) -> None:

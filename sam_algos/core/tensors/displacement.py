@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from sam_algos.core.profiling import within
+from sam_algos.core.profiling import profiler, within
 from sam_algos.core.tensors.shards import local, local_parts
 
 __all__ = ["Displaced", "Displacement"]
@@ -110,14 +110,14 @@ class Displaced:
 
     def __enter__(self) -> None:
         try:
-            within("sam/displace", self._displace)
+            within("sam/displace", self._displace) if profiler._is_profiler_enabled else self._displace()
         except BaseException:
             self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
         try:
-            within("sam/restore", self._put_back)
+            within("sam/restore", self._put_back) if profiler._is_profiler_enabled else self._put_back()
         except BaseException:
             self._put_back()
             raise

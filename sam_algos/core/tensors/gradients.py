@@ -65,7 +65,9 @@ def _refuse_sparse(params: list[Tensor], grads: list[Any], names: Names) -> None
 
 
 def marks(gradients: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Where gradients lie, and how often they were written into; of sharded ones give this rank's parts."""
+    """Where gradients lie, and how often they were written into."""
+    if shards.is_sharded(gradients):
+        gradients = shards.local_parts(gradients)
     return list(zip(map(Tensor.data_ptr, gradients), map(_VERSION, gradients), strict=True))
 
 

@@ -8,6 +8,7 @@ are those of the whole vector: a shard's own norm would be a silent error.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ __all__ = [
 SMALL = 2048  # elements: up to here copying a tensor costs less than a call
 CACHED = 131072  # elements: so many in all are still in a core's cache when they have been copied
 FEW = 4  # scalars: so many are added in less time than they are stacked
+_DTYPE, _IS_CPU = attrgetter("dtype"), attrgetter("is_cpu")
 _DOTTED = {torch.float32, torch.float64}  # what torch.dot multiplies without losing digits
 TINY = 1e-18  # a smaller norm may be what underflow has left: the square of 1e-19 is float32's smallest normal number
 
@@ -48,7 +50,7 @@ def own_(values: list[Tensor], like: Sequence[Tensor]) -> None:
     those of DistributedDataParallel may be views of buckets that its next backward pass fills.
     """
     pointers, sharded = list(map(Tensor.data_ptr, values)), is_sharded(like)
-    borrowed = any(map(Tensor.is_conj, values)) or (not sharded and any(map(Tensor._is_view, values)))
+    borrowed = True in map(Tensor.is_conj, values) or (not sharded and True in map(Tensor._is_view, values))
     if not borrowed and len(set(pointers)) == len(pointers):
         return
     foreign = [v.is_conj() if sharded else v._is_view() or v.is_conj() for v in values]
@@ -85,7 +87,7 @@ def norm(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     """``‖values‖``, the L2 norm of all tensors as one vector; a scalar tensor (zero for an empty list)."""
     if not values:
         return torch.zeros(())
-    if all([v.is_cpu and v.dtype in _DOTTED for v in values]) and not is_sharded(like):
+    if set(map(_DTYPE, values)) <= _DOTTED and False not in map(_IS_CPU, values) and not is_sharded(like):
         return dot(values, values, ()).sqrt()
     return torch.linalg.vector_norm(norms(values, like))
 
@@ -104,6 +106,8 @@ def dot(a: Sequence[Tensor], b: Sequence[Tensor], like: Sequence[Tensor]) -> Ten
     packed = _packed(a, like)
     pairs = zip(packed, packed if b is a else _packed(b, like), strict=True)
     each = [_inner(x, y) for x, y in pairs]
+    if not like and len(each) == 1:
+        return each[0]
     if not like and len(each) <= FEW:
         return sum(each[1:], start=each[0])
     return sum_over_shards(torch.stack(_together(each)), like).sum()
@@ -115,6 +119,8 @@ def square(value: Tensor) -> Tensor:
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
+    if y is x and x.ndim == 1 and x.dtype in _DOTTED and x.is_contiguous():
+        return torch.dot(x, x)
     if x.is_complex():
         x, y = torch.view_as_real(x), torch.view_as_real(y)
     if x.dtype == y.dtype and x.dtype in _DOTTED:
@@ -127,9 +133,9 @@ def _inner(x: Tensor, y: Tensor) -> Tensor:
 
 def _packed(values: Sequence[Tensor], like: Sequence[Tensor]) -> Sequence[Tensor]:
     """On a CPU, all the small tensors as one, whose copying costs less than a call for each."""
-    if len(values) == 1 or is_sharded(like) or not all([v.is_cpu for v in values]):
+    if len(values) == 1 or (like and is_sharded(like)) or False in map(_IS_CPU, values):
         return values
-    sizes = [v.numel() for v in values]
+    sizes = list(map(Tensor.numel, values))
     limit = SMALL if sum(sizes) > CACHED else CACHED
     small = [v for v, size in zip(values, sizes, strict=True) if size <= limit]
     if len(small) < 2:

@@ -33,8 +33,8 @@ class Vector:
     __slots__ = ("_norm", "is_gradient", "params", "values")
 
     def __init__(self, params: Sequence[Tensor], values: Sequence[Tensor], *, is_gradient: bool = False) -> None:
-        self.params = params if isinstance(params, list) else list(params)
-        self.values = values if isinstance(values, list) else list(values)
+        self.params = params if type(params) is list else list(params)
+        self.values = values if type(values) is list else list(values)
         self.is_gradient = is_gradient
         self._norm: Tensor | None = None
 

@@ -64,7 +64,7 @@ def refuse_options(
 
 def _meant(words: Sequence[str], key: str, value: str) -> list[str]:
     """What an option would be as an override of the recipe that is among the words."""
-    from sam_algos.recipes.load import meant_by
+    from sam_algos.recipes.reading.load import meant_by
 
     words = [word for word in words if not word.startswith("-")]
     recipes, overrides = [word for word in words if "=" not in word], [word for word in words if "=" in word]

@@ -23,7 +23,7 @@ from sam_algos.command.ending import rank, resumable, stopping
 from sam_algos.command.train import train
 from sam_algos.recipes.comparison import Result
 from sam_algos.recipes.errors import RecipeError
-from sam_algos.recipes.names import spelling
+from sam_algos.recipes.naming.names import spelling
 from sam_algos.recipes.schema import Recipe
 
 if TYPE_CHECKING:

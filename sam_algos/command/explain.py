@@ -13,8 +13,8 @@ from sam_algos.command.arguments import add_json
 from sam_algos.command.cards import plain
 
 if TYPE_CHECKING:
-    from sam_algos.recipes.find import Found
-    from sam_algos.recipes.forms import Form
+    from sam_algos.recipes.naming.arguments import Form
+    from sam_algos.recipes.reading.find import Found
 
 _FIRST = ("method", "policy", "perturbation", "descent", "samples", "schedule", "algorithm")
 """What a name is taken for; then for a recipe, as ``digits`` is one, and a data set too."""
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     if (entry := _entry(args.name, _THEN)) is not None:
         return _print_card(args, *entry)
     from sam_algos.recipes import shipped
-    from sam_algos.recipes.catalogue import catalogue
     from sam_algos.recipes.errors import unknown
+    from sam_algos.recipes.naming.catalogue import catalogue
 
     names = [name for group in (*_FIRST, *_THEN) for name in catalogue().groups[group]]
     raise unknown("explain", "name", args.name, {*names, *shipped()})
@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _entry(name: str, groups: Sequence[str]) -> tuple[str, Form] | None:
     """What the first group that has a name has under it."""
-    from sam_algos.recipes.catalogue import catalogue
     from sam_algos.recipes.errors import RecipeError
-    from sam_algos.recipes.names import lookup
+    from sam_algos.recipes.naming.catalogue import catalogue
+    from sam_algos.recipes.naming.names import lookup
 
     for group in groups:
         with suppress(RecipeError):

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 def _groups(*, with_recipes: bool) -> dict[str, dict[str, str]]:
     """All names by what they are, each with its first line. Recipes take what reads YAML."""
     from sam_algos import recipes
-    from sam_algos.recipes.catalogue import catalogue
+    from sam_algos.recipes.naming.catalogue import catalogue
 
     names, found = catalogue().groups, recipes.shipped() if with_recipes else {}
     groups = {

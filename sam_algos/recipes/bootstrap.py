@@ -10,11 +10,11 @@ import torch
 from composer import Callback, Evaluator, Logger, State
 from composer.utils import dist
 
-from sam_algos.recipes.check import check_names
 from sam_algos.recipes.datasets import build_dataset, eval_section, has_classes
 from sam_algos.recipes.errors import RecipeError
 from sam_algos.recipes.loaders import build_loader
 from sam_algos.recipes.noise import Samples
+from sam_algos.recipes.reading.check import check_names
 from sam_algos.recipes.run import Run, prepare
 from sam_algos.recipes.schema import Recipe
 

@@ -15,8 +15,8 @@ import torch
 
 from sam_algos.core.options import PositiveInt
 from sam_algos.recipes.errors import BadArgument
-from sam_algos.recipes.paths import File, Folder
-from sam_algos.recipes.sources import dataset, with_own_test_set
+from sam_algos.recipes.naming.arguments import File, Folder
+from sam_algos.recipes.naming.sources import dataset
 from sam_algos.recipes.splits import Part, divide
 from sam_algos.recipes.texts import LabelledTexts, TextBlocks, Vocabulary, blocks_of
 
@@ -26,7 +26,7 @@ TOPICS = (
 """Chapters of Python's documentation, the longest of those that do not repeat one another."""
 
 
-@dataset
+@dataset()
 def python_docs(
     *, part: Part, augment: bool, block_size: int = 128, tokenizer: Folder | None = None, split_seed: int = 0
 ) -> TextBlocks:
@@ -40,7 +40,7 @@ def python_docs(
     return blocks_of("\n\n".join(paragraphs[i] for i in chosen), block_size, Vocabulary.of(tokenizer))
 
 
-@dataset
+@dataset()
 def python_topics(
     *, part: Part, augment: bool, max_length: PositiveInt = 256, tokenizer: Folder | None = None, split_seed: int = 0
 ) -> LabelledTexts:
@@ -60,8 +60,7 @@ def python_topics(
     return data.among(_divided(labels, part, split_seed))
 
 
-@dataset
-@with_own_test_set
+@dataset(own_test_set=True)
 def text_file(
     *, train: bool, augment: bool, path: File, eval_path: File | None = None, block_size: int = 128,
     tokenizer: Folder | None = None,
@@ -71,8 +70,7 @@ def text_file(
     return blocks_of(text, block_size, Vocabulary.of(tokenizer))
 
 
-@dataset
-@with_own_test_set
+@dataset(own_test_set=True)
 def text_table(
     *, train: bool, augment: bool, path: File, eval_path: File | None = None, text: str = "text", label: str = "label",
     max_length: PositiveInt = 256, tokenizer: Folder | None = None,

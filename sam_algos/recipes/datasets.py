@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 from sam_algos.recipes import corpora, images  # which put their data sets into DATASETS
 from sam_algos.recipes.errors import RecipeError
-from sam_algos.recipes.names import arguments_of, construct, lookup
+from sam_algos.recipes.naming.names import arguments_of, construct, lookup
+from sam_algos.recipes.naming.sources import DATASETS
 from sam_algos.recipes.noise import LabelledImages, Samples
-from sam_algos.recipes.sources import DATASETS
 from sam_algos.recipes.texts import TextBlocks
 
 __all__ = ["DATASETS", "build_dataset", "check_alike", "corpora", "eval_section", "has_classes", "images"]
@@ -62,8 +61,7 @@ def has_classes(section: Mapping[str, Any]) -> bool:
     Raises:
         RecipeError: For a wrong name.
     """
-    loader = lookup("train_dataset.name", "dataset", section["name"], DATASETS)
-    return typing.get_type_hints(loader)["return"] is not TextBlocks
+    return lookup("train_dataset.name", "dataset", section["name"], DATASETS).kind is not TextBlocks
 
 
 def check_alike(train: Samples, test: Any) -> None:

@@ -17,8 +17,8 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
 from sam_algos.recipes.errors import BadArgument, RecipeError, unknown
-from sam_algos.recipes.names import arguments_of, construct
-from sam_algos.recipes.paths import Folder
+from sam_algos.recipes.naming.arguments import Folder
+from sam_algos.recipes.naming.names import arguments_of, construct
 from sam_algos.recipes.texts import LabelledTexts, TextBlocks, transformers
 
 # With bytes there is no tokenizer to save, which Composer would warn of.

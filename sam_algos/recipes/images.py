@@ -18,15 +18,14 @@ from torchvision import transforms as tf
 
 from sam_algos.recipes.cache import cached
 from sam_algos.recipes.errors import BadArgument
+from sam_algos.recipes.naming.arguments import Folder
+from sam_algos.recipes.naming.sources import dataset
 from sam_algos.recipes.noise import LabelledImages, labelled
-from sam_algos.recipes.paths import Folder
-from sam_algos.recipes.sources import dataset, of_size, with_own_test_set
 from sam_algos.recipes.splits import Part, divide
 from sam_algos.recipes.transforms import IMAGENET, DecodedOnce, Small, ToFloat, centred, small_images
 
 
-@dataset
-@of_size(1077)
+@dataset(samples=1077)
 def digits(*, part: Part, augment: bool, split_seed: int = 0) -> LabelledImages:
     """scikit-learn's 1797 handwritten digits of 8x8 pixels, from the installed package; never augmented.
 
@@ -43,8 +42,7 @@ def digits(*, part: Part, augment: bool, split_seed: int = 0) -> LabelledImages:
     return data.among(validation) if part == "validation" else rest.among(train if part == "train" else test)
 
 
-@dataset
-@of_size(4000)
+@dataset(samples=4000)
 def mnist1d(*, part: Part, augment: bool) -> LabelledImages:
     """MNIST-1D, ten digits as noisy signals of 40 points, generated on first use and never augmented.
 
@@ -57,9 +55,7 @@ def mnist1d(*, part: Part, augment: bool) -> LabelledImages:
     return labelled(TensorDataset(signals[chosen]), labels[chosen], num_classes=10)
 
 
-@dataset
-@with_own_test_set
-@of_size(50_000)
+@dataset(samples=50_000, own_test_set=True)
 def cifar10(*, train: bool, augment: bool, path: Folder, augmentation: Small = "basic") -> LabelledImages:
     """CIFAR-10 from ``path/cifar-10-batches-py``."""
     transform = small_images(augment, augmentation, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -67,9 +63,7 @@ def cifar10(*, train: bool, augment: bool, path: Folder, augmentation: Small = "
     return labelled(data, data.targets, num_classes=10, transform=transform)
 
 
-@dataset
-@with_own_test_set
-@of_size(50_000)
+@dataset(samples=50_000, own_test_set=True)
 def cifar100(*, train: bool, augment: bool, path: Folder, augmentation: Small = "basic") -> LabelledImages:
     """CIFAR-100 from ``path/cifar-100-python``."""
     transform = small_images(augment, augmentation, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
@@ -77,8 +71,7 @@ def cifar100(*, train: bool, augment: bool, path: Folder, augmentation: Small = 
     return labelled(data, data.targets, num_classes=100, transform=transform)
 
 
-@dataset
-@with_own_test_set
+@dataset(own_test_set=True)
 def svhn(
     *, train: bool, augment: bool, path: Folder, augmentation: Small = "basic", extra: bool = False
 ) -> LabelledImages:
@@ -95,9 +88,7 @@ def svhn(
     return labelled(ConcatDataset(parts), labels, num_classes=10, transform=transform)
 
 
-@dataset
-@with_own_test_set
-@of_size(60_000)
+@dataset(samples=60_000, own_test_set=True)
 def fashion_mnist(
     *, train: bool, augment: bool, path: Folder, augmentation: Small = "basic", rgb: bool = False
 ) -> LabelledImages:
@@ -108,8 +99,7 @@ def fashion_mnist(
     return labelled(data, data.targets, num_classes=10, transform=transform)
 
 
-@dataset
-@with_own_test_set
+@dataset(own_test_set=True)
 def imagefolder(
     *, train: bool, augment: bool, path: Folder, image_size: int = 224, resize: int = 256,
     augmentation: Small | Literal["imagenet"] = "imagenet", cache: bool = False,

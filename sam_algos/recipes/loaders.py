@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from sam_algos.recipes.datasets import build_dataset, check_alike, eval_section
 from sam_algos.recipes.errors import RecipeError
-from sam_algos.recipes.names import construct
+from sam_algos.recipes.naming.names import construct
 from sam_algos.recipes.noise import Samples
 from sam_algos.recipes.schema import Recipe
 

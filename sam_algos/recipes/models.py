@@ -21,7 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from sam_algos.core.options import UnitInterval
 from sam_algos.recipes.errors import BadArgument, RecipeError
 from sam_algos.recipes.huggingface import TEXT_MODELS, build_text_model
-from sam_algos.recipes.names import arguments_of, construct, lookup
+from sam_algos.recipes.naming.names import arguments_of, construct, lookup
 from sam_algos.recipes.noise import LabelledImages, Samples
 from sam_algos.recipes.texts import TextBlocks
 

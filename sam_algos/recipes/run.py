@@ -13,24 +13,24 @@ import torch
 from composer import Trainer
 from composer.utils import dist, get_device, reproducibility
 
-from sam_algos.recipes.blame import culprit
-from sam_algos.recipes.check import check_names
-from sam_algos.recipes.components import (
+from sam_algos.recipes.errors import RecipeError
+from sam_algos.recipes.events import ask_for_the_cpu_once, skip_unheard_events
+from sam_algos.recipes.folders import make_folder, remove_folders
+from sam_algos.recipes.loaders import build_loader, load_data
+from sam_algos.recipes.models import Classifier, build_model_for
+from sam_algos.recipes.naming.components import (
     build_algorithms,
     build_collection,
     build_optimizer,
     build_scheduler,
     callbacks,
+    culprit,
     loggers,
 )
-from sam_algos.recipes.errors import RecipeError
-from sam_algos.recipes.events import ask_for_the_cpu_once, skip_unheard_events
-from sam_algos.recipes.folders import make_folder, remove_folders
-from sam_algos.recipes.load import dump_recipe, load_recipe
-from sam_algos.recipes.loaders import build_loader, load_data
-from sam_algos.recipes.models import Classifier, build_model_for
 from sam_algos.recipes.precision import precision_on
 from sam_algos.recipes.progress import Progress
+from sam_algos.recipes.reading.check import check_names
+from sam_algos.recipes.reading.load import dump_recipe, load_recipe
 from sam_algos.recipes.records import MetricsFile, StepTimes, TrainAccuracy
 from sam_algos.recipes.schema import Recipe
 from sam_algos.recipes.summaries import Summary, summarise

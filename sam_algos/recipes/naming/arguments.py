@@ -1,52 +1,42 @@
-"""What a name in a recipe takes: its arguments with their types and ranges, as data that needs no import."""
+"""What a name in a recipe takes: its arguments as JSON Schema, read from its signature, and the check against them."""
 
 from __future__ import annotations
 
-import ast
 import difflib
 import enum
 import inspect
 import math
-import re
 import types
 import typing
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
 
-from sam_algos.core.options import NAMED, Range
+from sam_algos.core.options import Range, fits, ranged
 from sam_algos.recipes.errors import RecipeError, unknown
-from sam_algos.recipes.paths import FILE, FOLDER
+from sam_algos.recipes.schema import REQUIRED
 
-_ANY = "anything"
-_OBJECT = "a Python object, which cannot be written here"
-_PART = "a part: "
-_ONE_OF = "one of "
+Folder: TypeAlias = Annotated[str, ranged("a folder", "string", format="folder")]
+"""A folder that exists; ``~`` is the home folder."""
 
-_PATHS = {known.allowed: known for known in (FOLDER, FILE)}
+File: TypeAlias = Annotated[str, ranged("a file", "string", format="file")]
+"""A file that exists; ``~`` is the home folder."""
 
-_RANGES = {**NAMED, **_PATHS}  # by their words; a kind that is not among them is left to whoever is called
+_FORMATS: dict[str, Callable[[Path], bool]] = {"folder": Path.is_dir, "file": Path.is_file}
 
+_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+_WORDS = {
+    "boolean": "true or false", "integer": "an integer", "number": "a number", "string": "text", "null": "null",
+    "array": "a list", "object": "a mapping",
+}  # fmt: skip
 
-
-_TYPES: dict[str, Callable[[Any], bool]] = {
-    "true or false": lambda value: isinstance(value, bool),
-    "an integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "a number": _is_number,
-    "text": lambda value: isinstance(value, str),
-    "null": lambda value: value is None,
-    "a list": lambda value: isinstance(value, (list, tuple)),
-    "a mapping": lambda value: isinstance(value, Mapping),
-}
+_PLAIN = (bool, int, float, str, list, dict, type(None))
+"""What YAML can write."""
 
 _SYNONYMS = {"cuda": "gpu", "bf16": "amp_bf16", "bfloat16": "amp_bf16", "fp16": "amp_fp16", "float16": "amp_fp16"}
 """What PyTorch and other programs call some choices."""
-
-_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
 
 
 @dataclass(frozen=True)
@@ -54,28 +44,32 @@ class Argument:
     """One argument.
 
     Args:
-        kinds (tuple[str, ...]): What it may be, each in words: ``"an integer"``, ``"a finite number > 0"``,
-            ``"one of 'a', 'b'"``, ``"a part: schedule"``, ``"anything"``.
+        options (Sequence[Mapping]): JSON Schemas, one of which it has to fit. ``{"$ref": "#/$defs/schedule"}`` is a
+            part, ``{"not": {}}`` a Python object, and the format of a path is ``folder`` or ``file``.
         default (str | None): The source of its default, None where it is required.
     """
 
-    kinds: tuple[str, ...]
+    options: Sequence[Mapping[str, Any]]
     default: str | None
 
     @property
     def allowed(self) -> str:
         """What it may be, in words."""
-        writable = [kind for kind in self.kinds if kind != _OBJECT] or [_OBJECT]
-        return ", or ".join(re.sub(f"{_PART}(.*)", r"a \1 {name: ...}", kind) for kind in writable)
-
-    def accepts(self, value: Any) -> bool:
-        """Whether it may be this value, as far as can be said here."""
-        return any(_fits(kind, value) for kind in self.kinds)
+        writable = [option for option in self.options if "not" not in option]
+        return ", or ".join(dict.fromkeys(map(_words, writable or self.options)))
 
     @property
     def part(self) -> str | None:
         """The axis of the part that it may be, None where it may be none."""
-        return next((kind.removeprefix(_PART) for kind in self.kinds if kind.startswith(_PART)), None)
+        return next((option["$ref"].rpartition("/")[2] for option in self.options if "$ref" in option), None)
+
+    def accepts(self, value: Any) -> bool:
+        """Whether it may be this value, as far as can be said without an import."""
+        return any(_fits(option, value) for option in self.options)
+
+    def is_only(self, *kinds: str) -> bool:
+        """Whether all that it may be is of these types of JSON."""
+        return all(option.get("type") in kinds for option in self.options)
 
 
 @dataclass(frozen=True)
@@ -96,75 +90,53 @@ class Form:
     samples: int | None = None
 
 
-def describe(factory: Callable[..., Any], hidden: Container[str] = ()) -> Form:
+def describe(factory: Callable[..., Any], hidden: Iterable[str] = ()) -> Form:
     """The form of a class or a function, from its signature and annotations.
 
     Args:
-        factory (Callable): The class or function.
-        hidden (Container[str], optional): Arguments that are not the recipe's to choose. Default: none.
+        factory (Callable): The class or function; or an object that names, as ``functions``, those that share its
+            arguments, and as ``supplied`` those of their arguments that it chooses itself.
+        hidden (Iterable[str], optional): Arguments that are not the recipe's to choose. Default: none.
 
     Returns:
-        Form: With the first paragraph of its docstring.
+        Form: With its docstring.
 
     Example:
         >>> from sam_algos import LookSAM
-        >>> describe(LookSAM).arguments["k"]
-        Argument(kinds=('an integer >= 1',), default='5')
+        >>> describe(LookSAM).arguments["k"].allowed
+        'an integer >= 1'
     """
-    hints, arguments = hints_of(factory), {}
-    parameters = inspect.signature(factory).parameters
-    for name, parameter in parameters.items():
-        if name not in hidden and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            default = None if parameter.default is parameter.empty else source_of(parameter.default)
-            arguments[name] = Argument(kinds(hints.get(name, Any)), default)
-    swallows = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    # Functions pass **kwargs on and check them there; Composer's base classes swallow them.
-    return Form(arguments, swallows and not inspect.isclass(factory), inspect.getdoc(factory) or "")
+    functions, hidden = getattr(factory, "functions", (factory,)), {*hidden, *getattr(factory, "supplied", ())}
+    arguments, swallows = {}, not inspect.isclass(factory)  # Composer's base classes swallow **kwargs
+    for function in functions:
+        hints, parameters = hints_of(function), inspect.signature(function).parameters
+        swallows = swallows and any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+        for name, each in parameters.items():
+            if name not in hidden and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+                default = None if each.default is each.empty else source_of(each.default)
+                arguments[name] = Argument(_options(hints.get(name, Any)), default)
+    return Form(arguments, swallows, inspect.getdoc(functions[0]) or "", getattr(factory, "samples", None))
 
 
-def kinds(hint: Any) -> tuple[str, ...]:
-    """What a value of a type may be, in words.
+def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the arguments of a class or a function, with their ranges; empty where they cannot be told."""
+    of_init = inspect.isclass(factory) and not hasattr(factory, "__dataclass_fields__")
+    try:
+        return typing.get_type_hints(factory.__init__ if of_init else factory, include_extras=True)
+    except (NameError, TypeError):  # a type that is imported for type checkers only
+        return {}
 
-    Args:
-        hint (Any): A type, or an ``Annotated`` one with a `Range`.
 
-    Returns:
-        tuple[str, ...]: One for each member of a union.
-
-    Example:
-        >>> kinds(int | None)
-        ('an integer', 'null')
-    """
-    origin = typing.get_origin(hint)
-    if origin is Annotated:
-        extras = [extra for extra in typing.get_args(hint)[1:] if isinstance(extra, Range)]
-        for extra in extras:
-            _RANGES.setdefault(extra.allowed, extra)
-        return (extras[0].allowed,) if extras else kinds(typing.get_args(hint)[0])
-    if origin in (typing.Union, types.UnionType):
-        return tuple(dict.fromkeys(kind for option in typing.get_args(hint) for kind in kinds(option)))
-    if origin is Literal:
-        return (_choice(typing.get_args(hint)),)
-    cls = origin or hint
-    if hint is Any or not inspect.isclass(cls) or cls is object:
-        return (_ANY,)
-    if issubclass(cls, enum.Enum):
-        return (_choice([member.value for member in cls]),)
-    if cls in _WORDS:
-        return (_WORDS[cls],)
-    if issubclass(cls, Mapping):
-        return ("a mapping",)
-    if issubclass(cls, (list, tuple)) or issubclass(list, cls):
-        return ("a list",)
-    is_part = any(base.__module__ == "sam_algos.core.part" for base in cls.__mro__)
-    return (_PART + cls.__name__.lower() if is_part else _OBJECT,)
+def source_of(default: Any) -> str:
+    """A default as it is shown: as Python writes it, or an ellipsis for an object that YAML has not."""
+    return repr(default) if isinstance(default, (*_PLAIN, tuple)) else "..."
 
 
 def check(where: str, form: Form, arguments: Mapping[str, Any]) -> None:
-    """See that arguments fit a form.
+    """Refuse arguments that do not fit a form.
 
     Args:
-        where (str): The key of the recipe that holds them.
+        where (str): The key of the recipe that holds them; empty for the recipe itself.
         form (Form): What can be written there.
         arguments (Mapping[str, Any]): What is.
 
@@ -175,15 +147,17 @@ def check(where: str, form: Form, arguments: Mapping[str, Any]) -> None:
         if name not in form.arguments and not form.takes_others:
             raise unknown(where, "argument", name, form.arguments)
     for name, argument in form.arguments.items():
-        if name not in arguments:
-            if argument.default is None:
-                raise RecipeError(f"{where}.{name}", "required")
-        elif not argument.accepts(arguments[name]):
-            raise RecipeError(f"{where}.{name}", mismatch(argument, arguments[name]))
+        key, value = f"{where}.{name}".removeprefix("."), arguments.get(name)
+        if value == REQUIRED or (name not in arguments and argument.default is None):
+            raise RecipeError(key, "required")
+        if name in arguments and not argument.accepts(value):
+            raise RecipeError(key, mismatch(argument, value))
+        if argument.part and isinstance(value, Mapping) and not isinstance(value.get("name"), str):
+            raise RecipeError(f"{key}.name", f"required: a part and its arguments, e.g. {key}={{name: ...}}")
 
 
 def mismatch(argument: Argument, value: Any) -> str:
-    """What is wrong with a value that is not what it may be, and where it is clear, what to write instead.
+    """What is wrong with a value, and where it is clear, what to write instead.
 
     Args:
         argument (Argument): What it may be.
@@ -193,63 +167,74 @@ def mismatch(argument: Argument, value: Any) -> str:
         str: For people.
 
     Example:
-        >>> mismatch(Argument(("an integer >= 0",), "0"), 1e3)
-        'must be an integer >= 0, got 1000.0; write 1000'
+        >>> mismatch(Argument([{"type": "integer"}], "0"), 1e3)
+        'must be an integer, got 1000.0; write 1000'
     """
-    if missing := [kind for kind in argument.kinds if kind in _PATHS and isinstance(value, str)]:
-        return f"no {missing[0].removeprefix('a ')} {value!r}; put it there, nothing is downloaded"
+    missing = [option["format"] for option in argument.options if "format" in option and isinstance(value, str)]
+    if missing:
+        return f"no {missing[0]} {value!r}; put it there, nothing is downloaded"
     problem = f"must be {argument.allowed}, got {value!r}"
     if isinstance(value, float) and value.is_integer() and argument.accepts(int(value)):
         return f"{problem}; write {int(value)}"
-    choices = [choice for kind in argument.kinds if kind.startswith(_ONE_OF) for choice in _choices(kind)]
+    choices = [choice for option in argument.options for choice in option.get("enum", ())]
     meant = _SYNONYMS.get(str(value).lower().partition(":")[0])
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(value), map(str, choices), n=1, cutoff=0.5)
     hint = meant if meant in choices else next(iter(near), None)
     return problem if hint is None else f"{problem}; did you mean {hint!r}?"
 
 
-def _fits(kind: str, value: Any) -> bool:
-    if kind in _TYPES:
-        return _TYPES[kind](value)
-    if kind in _RANGES:
-        return _RANGES[kind].accepts(value)
-    if kind.startswith(_ONE_OF):
-        return value in _choices(kind)
-    if kind.startswith(_PART):  # as a section, or built already
-        return not isinstance(value, (bool, int, float, str, list, type(None)))
-    if kind == _ANY:
-        return not (isinstance(value, float) and math.isnan(value))
-    return not isinstance(value, (bool, int, float, str, list, dict, type(None)))
+def _options(hint: Any) -> list[Mapping[str, Any]]:
+    """A schema for each member of a type."""
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        found = next((extra for extra in members[1:] if isinstance(extra, Range)), None)
+        return _options(members[0]) if found is None else [found.schema or {"not": {}, "description": found.allowed}]
+    if origin in (typing.Union, types.UnionType):
+        options = [option for member in members for option in _options(member)]
+        return [option for number, option in enumerate(options) if option not in options[:number]]
+    return [{"enum": list(members)} if origin is Literal else _schema(origin or hint)]
 
 
-def _choice(values: Sequence[Any]) -> str:
-    return _ONE_OF + ", ".join(map(repr, values))
-
-
-@cache
-def _choices(kind: str) -> tuple[Any, ...]:
-    return tuple(ast.literal_eval(f"[{kind.removeprefix(_ONE_OF)}]"))
-
-
-def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
-    """The types of the arguments of a class or a function, with their ranges.
-
-    Args:
-        factory (Callable): The class or function.
-
-    Returns:
-        dict[str, Any]: Empty where they cannot be told.
-    """
-    annotated: Any = factory
-    if inspect.isclass(factory) and not hasattr(factory, "__dataclass_fields__"):
-        annotated = factory.__init__
-    try:
-        return typing.get_type_hints(annotated, include_extras=True)
-    except (NameError, TypeError):  # a type that is imported for type checkers only
+def _schema(cls: Any) -> Mapping[str, Any]:
+    """The schema of a class: ``{}``, which any value fits, where it says nothing."""
+    if not inspect.isclass(cls) or cls in (object, Any):
         return {}
+    if issubclass(cls, enum.Enum):
+        return {"enum": [member.value for member in cls]}
+    if cls in _TYPES:
+        return {"type": _TYPES[cls]}
+    if issubclass(cls, Mapping):
+        return {"type": "object"}
+    if issubclass(cls, (list, tuple)) or issubclass(list, cls):
+        return {"type": "array"}
+    # By name: whoever describes the keys of a recipe has not imported PyTorch.
+    is_part = any(f"{base.__module__}.{base.__name__}" == "sam_algos.core.part.Part" for base in cls.__mro__)
+    return {"$ref": f"#/$defs/{cls.__name__.lower()}"} if is_part else {"not": {}}
 
 
-def source_of(default: Any) -> str:
-    """A default as it is shown: as Python writes it, or an ellipsis for an object that YAML has not."""
-    plain = default is None or isinstance(default, (bool, int, float, str, tuple, list, dict))
-    return repr(default) if plain else "..."
+def _words(option: Mapping[str, Any]) -> str:
+    if "description" in option:
+        return option["description"]
+    if "enum" in option:
+        return f"one of {', '.join(map(repr, option['enum']))}"
+    if "$ref" in option:
+        return f"a {option['$ref'].rpartition('/')[2]} {{name: ...}}"
+    if "not" in option:
+        return "a Python object, which cannot be written here"
+    return _WORDS[option["type"]] if option else "anything"
+
+
+def _fits(option: Mapping[str, Any], value: Any) -> bool:
+    """Whether a value fits one schema, its format and references included."""
+    if "$ref" in option:
+        return isinstance(value, dict) or not isinstance(value, _PLAIN)
+    if "not" in option:
+        return not isinstance(value, _PLAIN)
+    if not option:
+        return not (isinstance(value, float) and math.isnan(value))
+    if not fits(option, value) or "format" not in option:
+        return fits(option, value)
+    try:
+        return _FORMATS[option["format"]](Path(value).expanduser())
+    except (OSError, ValueError, RuntimeError):  # too long a name, a zero byte, the home of an unknown user
+        return False

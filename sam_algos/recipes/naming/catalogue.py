@@ -1,30 +1,37 @@
-"""All names that a recipe can use, with what each takes, as a table that is read without importing PyTorch or Composer.
-
-The table is made from the libraries themselves (``python -m sam_algos.recipes.libraries``), and a test keeps it so.
-Where other versions of them are installed, or methods were added, it is made anew in memory, which takes seconds.
-"""
+"""All names that a recipe can use, with what each takes: made from the libraries once, and cached from then on."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import os
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, replace
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sam_algos.recipes.forms import Argument, Form
+from sam_algos.recipes.cache import cached
+from sam_algos.recipes.naming.arguments import Argument, Form, describe
 
-FILE = Path(__file__).with_name("catalogue.json")
-"""The table that comes with the package."""
+_PACKAGE = Path(__file__).parents[2]
 
-_METHODS = Path(__file__).parents[1] / "methods"
+_LIBRARIES = ("mosaicml", "torch", "torchvision", "transformers")
+
+_HIDDEN = {  # what a recipe has no say in, as the run supplies it
+    "model": ("num_classes", "in_channels", "in_features", "data"),
+    "optimizer": ("params",),
+    "scheduler": ("optimizer",),
+    "dataloader": ("dataset", "batch_size", "sampler", "drop_last", "collate_fn"),
+}
+
+_IN_FULL = ("method", "policy", "perturbation", "descent", "samples", "schedule")  # whose whole cards `explain` shows
 
 
-@dataclass(frozen=True)
-class Catalogue:
+class Catalogue(NamedTuple):
     """Names and their forms.
 
     Args:
@@ -39,36 +46,65 @@ class Catalogue:
 def catalogue() -> Catalogue:
     """The names that can be used with what is installed.
 
-    Returns:
-        Catalogue: From the table that comes with the package where that is made for what is installed.
-    """
-    table = json.loads(FILE.read_text(encoding="utf-8"))
-    if table["made_for"] != installed() and _version("mosaicml") is not None:
-        from sam_algos.recipes.libraries import build
+    They are read from the user's cache folder, without importing a library. The first use after an installation or an
+    upgrade makes them, which takes seconds, and says so on stderr.
 
-        table = build()
-    groups = {group: {name: _form(entry) for name, entry in forms.items()} for group, forms in table["names"].items()}
+    Returns:
+        Catalogue: The same for every caller.
+    """
+    table = cached(
+        "catalogue.json", _installed(), _made,
+        save=lambda made, path: path.write_text(json.dumps(made), encoding="utf-8"),
+        load=lambda path: json.loads(path.read_text(encoding="utf-8")),
+    )  # fmt: skip
+    groups = {group: {name: _read(entry) for name, entry in entries.items()} for group, entries in table.items()}
     return Catalogue({**groups, "algorithm": {**groups["algorithm"], **groups["method"]}})
 
 
-def _form(entry: Mapping[str, Any]) -> Form:
-    arguments = {name: Argument(tuple(kinds), default) for name, (*kinds, default) in entry["arguments"].items()}
-    return Form(arguments, entry["takes_others"], entry["doc"], entry.get("samples"))
+def _read(entry: Mapping[str, Any]) -> Form:
+    arguments = {name: Argument(**argument) for name, argument in entry["arguments"].items()}
+    return Form(**{**entry, "arguments": arguments})
 
 
-def installed() -> dict[str, str | None]:
-    """What the table depends on, and what can change without it.
-
-    Returns:
-        dict[str, str | None]: Versions, None of what is not installed, and a digest of the methods' source.
-    """
-    source = "".join(path.read_text(encoding="utf-8") for path in sorted(_METHODS.glob("*.py")))
-    versions = {name: _version(name) for name in ("mosaicml", "torch", "torchvision")}
-    return {**versions, "methods": hashlib.sha256(source.encode()).hexdigest()[:16]}
+def _installed() -> dict[str, str | None]:
+    """What the names depend on: the versions of the libraries, and this package's files."""
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return {**{name: _version(name) for name in _LIBRARIES}, "python": sys.version, "sam_algos": digest.hexdigest()}
 
 
 def _version(distribution: str) -> str | None:
     try:
-        return metadata.version(distribution).partition("+")[0]
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _made() -> dict[str, dict[str, Any]]:
+    """The names and their forms, from the libraries themselves."""
+    if os.environ.get("RANK", "0") == "0":
+        print("sam-algos: listing what a recipe can name, once for what is installed (seconds) ...", file=sys.stderr)
+    from sam_algos.recipes.naming.components import everything
+
+    return {
+        group: {name: asdict(_form(group, factory)) for name, factory in sorted(members.items())}
+        for group, members in everything().items()
+    }
+
+
+def _form(group: str, factory: Any) -> Form:
+    """What a name takes, and its doc: whole for what is ours, the first paragraph for others."""
+    form = describe(factory, _HIDDEN.get(group, ()))
+    if form.takes_others:
+        from sam_algos.recipes.naming.forwarded import forwarded
+
+        form = replace(form, arguments={**form.arguments, **forwarded(factory)}, takes_others=False)
+    if group == "model" and "data" not in inspect.signature(factory).parameters:  # Hugging Face's have their own loss
+        from sam_algos.recipes.models import classification_loss
+
+        form = replace(form, arguments={**form.arguments, **describe(classification_loss).arguments})
+    if isinstance(factory, partial):  # torchvision's networks and the like: their names say it
+        return replace(form, doc="")
+    first = " ".join(form.doc.partition("\n\n")[0].split())
+    return form if group in _IN_FULL else replace(form, doc=first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import typing
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from types import ModuleType
@@ -18,12 +18,14 @@ import torch
 from composer import Algorithm, Callback
 from composer.loggers import Logger, LoggerDestination
 from composer.optim import ComposerScheduler
+from composer.utils import load_checkpoint
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
-from sam_algos import METHODS, PARTS, Method, Part, SharpnessAware
-from sam_algos.recipes.check import refuse_several_methods
-from sam_algos.recipes.errors import RecipeError
-from sam_algos.recipes.names import arguments_of, construct, lookup
+from sam_algos import METHODS, PARTS, Method, SharpnessAware
+from sam_algos.recipes.naming.names import arguments_of, construct, lookup
+from sam_algos.recipes.reading.check import refuse_several_methods
+from sam_algos.recipes.schema import COLLECTIONS, Recipe
 from sam_algos.trainer import RecalibrateBatchNorm
 
 COMPOSED = "sharpness_aware"
@@ -41,7 +43,7 @@ def algorithms() -> dict[str, Callable[..., Algorithm]]:
 
     Returns:
         dict[str, Callable]: ``sam`` is this package's SAM; Composer's class of that name is not offered.
-            ``sharpness_aware`` is composed of parts: see `build_parts`.
+            ``sharpness_aware`` is composed of parts: its parts are sections, too.
     """
     found: dict[str, Callable[..., Algorithm]] = {}
     for folder in files(composer.algorithms).iterdir():
@@ -79,22 +81,38 @@ def schedulers() -> dict[str, Callable[..., Any]]:
 
 
 def callbacks() -> dict[str, Callable[..., Callback]]:
-    """Composer's callbacks.
-
-    Returns:
-        dict[str, Callable]: By class name.
-    """
+    """Composer's callbacks, by class name."""
     return _classes((composer.callbacks,), Callback)
 
 
 def loggers() -> dict[str, Callable[..., LoggerDestination]]:
-    """Composer's loggers.
-
-    Returns:
-        dict[str, Callable]: By class name.
-    """
+    """Composer's loggers, by class name."""
     found = _classes((composer.loggers,), LoggerDestination)
     return {name: found[name] for name in found if found[name] not in (Logger, LoggerDestination)}
+
+
+def everything() -> dict[str, Mapping[str, Callable[..., Any]]]:
+    """All that a recipe can name.
+
+    Returns:
+        dict[str, Mapping[str, Callable]]: By what it is and by name; see `Catalogue`.
+    """
+    from sam_algos.recipes.datasets import DATASETS
+    from sam_algos.recipes.models import models
+
+    methods = {**METHODS, COMPOSED: SharpnessAware}
+    return {
+        "method": methods,
+        **PARTS,
+        "algorithm": {name: cls for name, cls in algorithms().items() if name not in methods},
+        "dataset": DATASETS,
+        "model": models(),
+        "optimizer": optimizers(),
+        "scheduler": schedulers(),
+        "callback": callbacks(),
+        "logger": loggers(),
+        "dataloader": {"dataloader": DataLoader},
+    }
 
 
 def build_collection(key: str, table: Mapping[str, Callable[..., Any]], entries: Mapping[str, Any]) -> list[Any]:
@@ -111,96 +129,27 @@ def build_collection(key: str, table: Mapping[str, Callable[..., Any]], entries:
     Raises:
         RecipeError: For a wrong name or argument.
     """
-    kind = key.removesuffix("s")
     return [
-        construct(f"{key}.{name}", lookup(f"{key}.{name}", kind, name, table), arguments)
+        construct(f"{key}.{name}", lookup(f"{key}.{name}", COLLECTIONS[key], name, table), arguments)
         for name, arguments in entries.items()
     ]
 
 
 def build_algorithms(entries: Mapping[str, Any]) -> list[Algorithm]:
-    """Build the algorithms of a recipe.
-
-    Args:
-        entries (Mapping[str, Any]): Names with their arguments.
-
-    Returns:
-        list[Algorithm]: In the recipe's order.
-
-    Raises:
-        RecipeError: For a wrong name or argument, and for two sharpness-aware methods.
-    """
-    table = algorithms()
-    entries = {name: _with_parts(name, arguments, table) for name, arguments in entries.items()}
-    built = build_collection("algorithms", table, entries)
+    """Build the algorithms of a recipe, as `build_collection` does, and refuse two sharpness-aware methods."""
+    built = build_collection("algorithms", algorithms(), entries)
     refuse_several_methods([name for name, made in zip(entries, built, strict=True) if isinstance(made, Method)])
     return built
 
 
-def build_parts(where: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Build the parts among the arguments of a method, or of a part.
-
-    Args:
-        where (str): The key of the recipe that holds the arguments.
-        factory (Callable): The class that takes them.
-        arguments (Mapping[str, Any]): Where the class takes a part (a policy, a perturbation, a schedule for ``rho``,
-            ...), its name and its own arguments; others are left as they are.
-
-    Returns:
-        dict[str, Any]: The arguments, with the parts built.
-
-    Raises:
-        RecipeError: For a wrong name or argument.
-
-    Example:
-        >>> build_parts("algorithms.sam", METHODS["sam"], {"rho": {"name": "linear", "start": 0.1}, "interval": 2})
-        {'rho': Linear(start=0.1, end=0.0), 'interval': 2}
-    """
-    built = dict(arguments)
-    for name, hint in typing.get_type_hints(factory).items() if inspect.isclass(factory) else ():
-        options = typing.get_args(hint) or (hint,)
-        kind = next((option for option in options if inspect.isclass(option) and issubclass(option, Part)), None)
-        section, key = arguments.get(name), f"{where}.{name}"
-        if kind is None or name not in arguments or not (isinstance(section, Mapping) or options == (kind,)):
-            continue
-        if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
-            raise RecipeError(f"{key}.name", f"required: a part and its arguments, e.g. {key}={{name: ...}}")
-        axis = kind.__name__.lower()
-        part = lookup(f"{key}.name", axis, section["name"], PARTS[axis])
-        built[name] = construct(key, part, build_parts(key, part, arguments_of(section)))
-    return built
-
-
 def build_optimizer(section: Mapping[str, Any], params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Build the optimizer of a recipe.
-
-    Args:
-        section (Mapping[str, Any]): Its name and arguments.
-        params (Iterable[torch.nn.Parameter]): What it optimizes.
-
-    Returns:
-        torch.optim.Optimizer: The base optimizer.
-
-    Raises:
-        RecipeError: For a wrong name or argument.
-    """
+    """Build the base optimizer of a recipe from its section, which has a name and arguments."""
     factory = lookup("optimizer.name", "optimizer", section["name"], optimizers())
     return construct("optimizer", factory, arguments_of(section), params=params)
 
 
 def build_scheduler(section: Mapping[str, Any] | None, optimizer: torch.optim.Optimizer) -> Any:
-    """Build the learning rate schedule of a recipe.
-
-    Args:
-        section (Mapping[str, Any] | None): Its name and arguments.
-        optimizer (torch.optim.Optimizer): torch's schedules are bound to it; Composer's are not.
-
-    Returns:
-        ComposerScheduler | LRScheduler | None: None where the recipe has none.
-
-    Raises:
-        RecipeError: For a wrong name or argument.
-    """
+    """Build the learning rate schedule of a recipe from its section; torch's are bound to the optimizer."""
     if section is None:
         return None
     factory = lookup("scheduler.name", "scheduler", section["name"], schedulers())
@@ -208,11 +157,21 @@ def build_scheduler(section: Mapping[str, Any] | None, optimizer: torch.optim.Op
     return construct("scheduler", factory, arguments_of(section), **supplied)
 
 
-def _with_parts(name: str, arguments: Any, table: Mapping[str, Callable[..., Any]]) -> Any:
-    """The arguments of an algorithm, with the parts built that a sharpness-aware method takes."""
-    factory = lookup(f"algorithms.{name}", "algorithm", name, table)
-    is_method = inspect.isclass(factory) and issubclass(factory, Method)
-    return build_parts(f"algorithms.{name}", factory, arguments) if is_method else arguments
+def culprit(error: Exception, recipe: Recipe) -> str:
+    """The key of a recipe that an error of Composer's is about: whose code was running.
+
+    Args:
+        error (Exception): With its traceback.
+        recipe (Recipe): What Composer was given.
+
+    Returns:
+        str: The key of an algorithm, ``load_path`` or ``autoresume``; else ``recipe``.
+    """
+    classes = {name: lookup("algorithms", "algorithm", name, algorithms()) for name in recipe.algorithms}
+    homes = {cls.__module__: f"algorithms.{name}" for name, cls in classes.items() if not issubclass(cls, Method)}
+    homes[load_checkpoint.__module__] = "autoresume" if recipe.load_path is None else "load_path"
+    modules = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((homes[module] for module in reversed(modules) if module in homes), "recipe")
 
 
 def _classes(modules: Iterable[ModuleType], base: type) -> dict[str, Any]:

@@ -1,17 +1,18 @@
-"""The arguments that a function takes as ``**options`` and passes on: found by watching who takes them."""
+"""The arguments that a function takes as ``**options`` and passes on, found by watching which function gets them."""
 
 from __future__ import annotations
 
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
-from sam_algos.recipes.forms import Argument, describe, source_of
+from sam_algos.recipes.naming.arguments import Argument, describe, source_of
 
 _LIBRARY = "torchvision.models."
 
@@ -51,16 +52,12 @@ def forwarded(build: Callable[..., nn.Module]) -> dict[str, Argument]:
     for name in dict.fromkeys(name for code in functions for name in _named(code) if name not in known):
         probe = _Probe(1)
         calls = [frame for frame in _calls(build, {**required, name: probe}, device) if frame.f_code in functions]
-        if takers := [(frame.f_code, own) for frame in calls for own in _named(frame.f_code) if _is(frame, own, probe)]:
-            code, own = takers[-1]
-            values = [frame.f_locals[own] for frame in usual if frame.f_code is code]
-            default = source_of(values[0]) if values else "..."
-            found[name] = Argument(describe(functions[code]).arguments[own].kinds, default)
+        received = [(frame, own) for frame in calls for own in _named(frame.f_code)]
+        takers = [(frame.f_code, own) for frame, own in received if frame.f_locals.get(own) is probe]
+        for code, own in takers[-1:]:
+            values = [source_of(frame.f_locals[own]) for frame in usual if frame.f_code is code]
+            found[name] = replace(describe(functions[code]).arguments[own], default=next(iter(values), "..."))
     return found
-
-
-def _is(frame: FrameType, own: str, probe: object) -> bool:
-    return frame.f_locals.get(own) is probe
 
 
 def _calls(build: Callable[..., nn.Module], arguments: dict[str, Any], device: str) -> list[FrameType]:

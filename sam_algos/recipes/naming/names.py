@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from sam_algos.recipes.errors import BadArgument, RecipeError, unknown
-from sam_algos.recipes.forms import check, describe, hints_of
+from sam_algos.recipes.naming.arguments import check, describe, hints_of
 
 T = TypeVar("T")
 
@@ -50,23 +50,14 @@ def lookup(where: str, kind: str, name: str, table: Mapping[str, T]) -> T:
         >>> lookup("scheduler.name", "scheduler", "cosine_annealing", {"CosineAnnealingScheduler": 1})
         1
     """
-    if name in table:
-        return table[name]
     found = [value for key, value in table.items() if spelling(key, kind) == spelling(name, kind)]
-    if not found:
+    if name not in table and not found:
         raise unknown(where, kind, name, table)
-    return found[0]
+    return table[name] if name in table else found[0]
 
 
 def arguments_of(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a named section: all but its ``name``.
-
-    Args:
-        section (Mapping[str, Any]): The name and the arguments.
-
-    Returns:
-        dict[str, Any]: The arguments.
-    """
+    """The arguments of a named section: all but its ``name``."""
     return {key: value for key, value in section.items() if key != "name"}
 
 
@@ -76,7 +67,8 @@ def construct(where: str, factory: Callable[..., T], arguments: Mapping[str, Any
     Args:
         where (str): The key of the recipe that holds `arguments`.
         factory (Callable): A class or a function.
-        arguments (Mapping[str, Any]): What the recipe says.
+        arguments (Mapping[str, Any]): What the recipe says. Where `factory` takes a part (a policy, a perturbation, a
+            schedule for ``rho``, ...), its name and its own arguments may stand in its place.
         **supplied (Any): Arguments that are not the recipe's to choose.
 
     Returns:
@@ -90,11 +82,14 @@ def construct(where: str, factory: Callable[..., T], arguments: Mapping[str, Any
         >>> construct("algorithms.x", complex, {"real": 1.0}, imag=2.0)
         (1+2j)
     """
-    check(where, describe(factory, supplied), arguments)
-    members = _enumerations(factory)
-    chosen = {name: _member(members[name], value) if name in members else value for name, value in arguments.items()}
+    form = describe(factory, supplied)
+    check(where, form, arguments)
+    hints, given = hints_of(factory), dict(arguments)
+    for name, value in arguments.items():
+        axis = name in form.arguments and form.arguments[name].part
+        given[name] = _part(f"{where}.{name}", axis, value) if axis else _member(hints.get(name), value)
     try:
-        return factory(**supplied, **chosen)
+        return factory(**supplied, **given)
     except RecipeError:
         raise
     except BadArgument as error:
@@ -103,15 +98,18 @@ def construct(where: str, factory: Callable[..., T], arguments: Mapping[str, Any
         raise RecipeError(where, error) from error
 
 
-def _enumerations(factory: Callable[..., Any]) -> dict[str, list[Any]]:
-    """The arguments that are members of an enumeration, which YAML writes as their values."""
-    options = {name: typing.get_args(hint) or (hint,) for name, hint in hints_of(factory).items()}
-    found = {name: [option for option in some if isinstance(option, enum.EnumMeta)] for name, some in options.items()}
-    return {name: classes for name, classes in found.items() if classes}
+def _part(where: str, axis: str, section: Any) -> Any:
+    """The part that a section names; anything else as it is."""
+    from sam_algos import PARTS  # imports PyTorch
+
+    if not isinstance(section, Mapping):
+        return section
+    return construct(where, lookup(f"{where}.name", axis, section["name"], PARTS[axis]), arguments_of(section))
 
 
-def _member(classes: list[Any], value: Any) -> Any:
-    for cls in classes:
-        if value in [member.value for member in cls]:
+def _member(hint: Any, value: Any) -> Any:
+    """The member of an enumeration, which YAML writes as its value; anything else as it is."""
+    for cls in typing.get_args(hint) or (hint,):
+        if isinstance(cls, enum.EnumMeta) and value in [member.value for member in cls]:
             return cls(value)
     return value

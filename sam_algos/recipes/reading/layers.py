@@ -1,14 +1,17 @@
-"""The layers of a recipe, and the method it is trained with: a row of its tables, one with its defaults, or none."""
+"""The layers of a recipe, laid over each other, and the method it is trained with: a row, one of ours, or none."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from sam_algos.recipes.catalogue import catalogue
-from sam_algos.recipes.errors import unknown
-from sam_algos.recipes.merge import lay, spelled
+from sam_algos.recipes.errors import RecipeError, unknown
+from sam_algos.recipes.naming.catalogue import catalogue
+from sam_algos.recipes.naming.names import spelling
+from sam_algos.recipes.reading.check import is_interpolation
+from sam_algos.recipes.schema import COLLECTIONS, SECTIONS
 
 _Tree = dict[str, Any]
 
@@ -48,7 +51,7 @@ def laid_together(layers: Sequence[Layer]) -> _Tree:
         dict: The keys of a recipe.
 
     Raises:
-        RecipeError: If there is no such method, and for what cannot be laid together (see `lay`).
+        RecipeError: If there is no such method, and for what cannot be laid together (see `_lay`).
     """
     chooser = max((number for number, layer in enumerate(layers) if layer.method is not _UNSAID), default=-1)
     method = layers[chooser].method if chooser >= 0 else None
@@ -58,25 +61,31 @@ def laid_together(layers: Sequence[Layer]) -> _Tree:
     sharp, tree = spelled(method, methods), {}
     for number, layer in enumerate(layers):
         keys = _without_methods(layer.keys, sharp, methods) if number < chooser else layer.keys
-        tree = lay(tree, keys, layer.where)
+        tree = _lay(tree, keys, layer.where)
         if row := _row(method, number, layers):
-            tree = lay(tree, row, f"{layer.where}: methods.{method}")
+            tree = _lay(tree, row, f"{layer.where}: methods.{method}")
         if number == chooser and sharp is not None and spelled(sharp, tree.get("algorithms") or ()) is None:
-            tree = lay(tree, {"algorithms": {sharp: {}}}, f"method={method}")
+            tree = _lay(tree, {"algorithms": {sharp: {}}}, f"method={method}")
     return tree
 
 
 def rows_of(layers: Sequence[Layer]) -> list[str]:
-    """The names of all rows, from the bottom layer to the top.
-
-    Args:
-        layers (Sequence[Layer]): Those of a recipe.
-
-    Returns:
-        list[str]: Each name once.
-    """
+    """The names of all rows, each once, from the bottom layer to the top."""
     above_the_last_null = max((number for number, layer in enumerate(layers) if layer.rows is None), default=-1) + 1
     return list(dict.fromkeys(name for layer in layers[above_the_last_null:] for name in layer.rows or ()))
+
+
+def spelled(name: Any, table: Iterable[Any]) -> Any:
+    """A name as it is spelled in a table, None where it is not there.
+
+    Example:
+        >>> spelled("LookSAM", ["sam", "looksam"])
+        'looksam'
+    """
+    names = list(table)
+    if name in names or not isinstance(name, str):
+        return name if name in names else None
+    return next((key for key in names if isinstance(key, str) and spelling(key) == spelling(name)), None)
 
 
 def _row(method: Any, number: int, layers: Sequence[Layer]) -> _Tree | None:
@@ -97,11 +106,75 @@ def _without_methods(keys: _Tree, kept: str | None, methods: Mapping[str, Any]) 
 
 def _refuse_unknown(method: Any, layers: Sequence[Layer], methods: Mapping[str, Any]) -> None:
     """Refuse a method that is neither a row, nor a sharpness-aware method, nor the recipe's own optimizer."""
-    optimizer: _Tree = {}
+    tree: _Tree = {}
     for layer in layers:
-        optimizer = lay(optimizer, {key: layer.keys[key] for key in ("optimizer",) if key in layer.keys}, layer.where)
-    section = optimizer.get("optimizer")
+        tree = _lay(tree, {"optimizer": layer.keys["optimizer"]} if "optimizer" in layer.keys else {}, layer.where)
+    section = tree.get("optimizer")
     plain = [section["name"]] if isinstance(section, dict) and isinstance(section.get("name"), str) else []
     valid = {*rows_of(layers), *methods, *plain}
     if spelled(method, valid) is None:
         raise unknown("method", "method", method, valid)
+
+
+def _lay(below: _Tree, above: _Tree, where: str) -> _Tree:
+    """Lay `above` over `below`, key by key.
+
+    * A section that names something else (``optimizer: {name: adamw, ...}`` over ``sgd``) replaces the section below,
+      whose arguments mean nothing to it. A part of a method (``policy``, ``perturbation``, a schedule for ``rho``, ...)
+      is such a section too.
+    * In `algorithms`, `callbacks` and `loggers` a null value removes the entry below
+      (``algorithms: {sam: null, asam: {rho: 0.5}}``, or ``algorithms.sam=null`` as an override), and
+      ``algorithms=null`` removes all. A name is the same in any spelling.
+
+    Raises:
+        RecipeError: If an entry is removed that is not there or stands there twice, and if a mapping meets an
+            interpolation, which is filled in only after all is laid together.
+    """
+    laid = deepcopy(below)
+    for key, value in deepcopy(above).items():
+        if key in COLLECTIONS:
+            laid[key] = _entries(laid.get(key), value, key, where)
+        else:
+            _refuse_interpolation(laid.get(key), value, key, where)
+            laid[key] = _merged(laid.get(key), value, sections=key in SECTIONS)
+    return laid
+
+
+def _entries(below: Any, above: Any, collection: str, where: str) -> Any:
+    """A collection over another."""
+    if above is None:
+        return {}
+    _refuse_interpolation(below, above, collection, where)
+    if not isinstance(above, dict):
+        return above
+    entries = dict(below) if isinstance(below, dict) else {}
+    for number, (name, arguments) in enumerate(above.items()):
+        if twin := spelled(name, list(above)[:number]):
+            raise RecipeError(where, f"{collection}: {twin} and {name} are the same: write one of them")
+        there = spelled(name, entries)
+        if arguments is None and there is None:
+            raise RecipeError(where, f"{collection}.{name}: null removes an entry, and there is none; {{}} adds one")
+        if arguments is None:
+            del entries[there]
+            continue
+        name = name if there is None else there
+        _refuse_interpolation(entries.get(name), arguments, f"{collection}.{name}", where)
+        entries[name] = _merged(entries.get(name), arguments, within=collection == "algorithms")
+    return entries
+
+
+def _merged(below: Any, above: Any, *, sections: bool = False, within: bool = False) -> Any:
+    """A value over another; as `sections`, or within them, another name replaces all that is below."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    if sections and above.get("name") is not None and spelled(above["name"], [below.get("name")]) is None:
+        return above
+    inner = {key: _merged(below.get(key), value, sections=sections or within) for key, value in above.items()}
+    return {**below, **inner}
+
+
+def _refuse_interpolation(below: Any, above: Any, key: str, where: str) -> None:
+    """Refuse to replace in silence what was meant to be changed."""
+    for one, other in ((below, above), (above, below)):
+        if is_interpolation(one) and isinstance(other, dict):
+            raise RecipeError(where, f"{key}: {one!r} cannot be laid together with {other!r}: write its entries out")

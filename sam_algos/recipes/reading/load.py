@@ -5,25 +5,32 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sam_algos.recipes.choice import Layer, laid_together, rows_of
+from sam_algos.core.options import PositiveInt, ranged
 from sam_algos.recipes.errors import RecipeError, unknown
-from sam_algos.recipes.find import Found, find
+from sam_algos.recipes.naming.arguments import check, describe
+from sam_algos.recipes.reading.check import KEYS, check_layer, checked
+from sam_algos.recipes.reading.find import find
+from sam_algos.recipes.reading.layers import Layer, laid_together, rows_of
+from sam_algos.recipes.reading.suggest import instead
 from sam_algos.recipes.schema import FILE_KEYS, Recipe
-from sam_algos.recipes.shape import KEYS, check_layer, checked, is_text
-from sam_algos.recipes.suggest import instead
 
 _OMEGACONF_ERRORS = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError)
 
-_UNSEEN_SEED = 1000
-"""The first seed of a comparison; settings are chosen with seeds from 0."""
+_Methods = Annotated[
+    Sequence[str],
+    ranged(
+        "a list of methods, each once, e.g. [sgd, sam]", "array",
+        items={"type": "string"}, minItems=1, uniqueItems=True,
+    ),
+]  # fmt: skip
 
 _Tree = dict[str, Any]  # plain Python values, interpolations not yet resolved
 
@@ -60,10 +67,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         >>> load_recipe("digits", ["method=sam", "algorithms.sam.rho=0.1"]).algorithms["sam"]
         {'rho': 0.1}
     """
-    found = find(name)
-    layers = [*_read(found.path, ()), *_asked(found)]
-    layers += _overriding(overrides, layers)
-    return checked(_resolved(laid_together(layers)))
+    return checked(_resolved(laid_together(_layers(name, overrides))))
 
 
 def methods_of(name: str | Path) -> list[str]:
@@ -78,7 +82,7 @@ def methods_of(name: str | Path) -> list[str]:
     Raises:
         RecipeError: For whatever is wrong with the file.
     """
-    return rows_of(_read(find(name).path, ()))
+    return rows_of(_found(name))
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,15 @@ class Comparison:
     """What a recipe says of comparing its methods.
 
     Args:
-        methods (tuple[str, ...]): The rows to train, or methods with their defaults; empty where it does not say.
-        seeds (int): Trainings of each.
-        first_seed (int): Their first seed; each training's is one more.
+        methods (Sequence[str]): The rows to train, or methods with their defaults; empty where it does not say.
+        seeds (int): Trainings of each. Default: ``1``.
+        first_seed (int): Their first seed; each training's is one more. Default: ``1000``, a seed that no setting was
+            chosen with.
     """
 
-    methods: tuple[str, ...]
-    seeds: int
-    first_seed: int
+    methods: _Methods = ()
+    seeds: PositiveInt = 1
+    first_seed: int = 1000
 
 
 def comparison_of(name: str | Path, overrides: Sequence[str] = ()) -> Comparison:
@@ -104,18 +109,16 @@ def comparison_of(name: str | Path, overrides: Sequence[str] = ()) -> Comparison
         overrides (Sequence[str], optional): The same.
 
     Returns:
-        Comparison: With the seed of the recipe or its overrides, or else one that no choice was made on.
+        Comparison: With the seed of the recipe or its overrides, where they have one.
 
     Raises:
         RecipeError: For whatever is wrong with the file or an override.
     """
-    found = find(name)
-    layers = [*_read(found.path, ()), *_asked(found)]
-    layers += _overriding(overrides, layers)
+    layers = _layers(name, overrides)
     given = {key: value for layer in layers for key, value in layer.compare.items()}
-    seeds = [layer.keys["seed"] for layer in layers if "seed" in layer.keys]
-    first_seed = checked(_resolved(laid_together(layers))).seed if seeds else _UNSEEN_SEED
-    return Comparison(tuple(given.get("methods", ())), given.get("seeds", 1), first_seed)
+    if any("seed" in layer.keys for layer in layers):
+        given["first_seed"] = checked(_resolved(laid_together(layers))).seed
+    return Comparison(**given)
 
 
 def meant_by(name: str | Path, overrides: Sequence[str], key: str, value: str) -> list[str]:
@@ -135,9 +138,7 @@ def meant_by(name: str | Path, overrides: Sequence[str], key: str, value: str) -
         ['algorithms.sam.rho=0.1']
     """
     try:
-        found = find(name)
-        below = [*_read(found.path, ()), *_asked(found)]
-        return instead(_together([*below, *_overriding(overrides, below)]), key, value)
+        return instead(laid_together(_layers(name, overrides)), key, value)
     except RecipeError:
         return []
 
@@ -151,55 +152,50 @@ def dump_recipe(recipe: Recipe) -> str:
     Returns:
         str: YAML.
     """
-    values = {key.name: getattr(recipe, key.name) for key in fields(Recipe)}
-    return OmegaConf.to_yaml(OmegaConf.create(values))
+    return OmegaConf.to_yaml(OmegaConf.create(vars(recipe)))
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> list[Layer]:
-    """The layers of the file at `path`, its bases first; `above` are the files that led here."""
+def _layers(name: str | Path, overrides: Sequence[str]) -> list[Layer]:
+    """All layers, the most specific override on top."""
+    found = _found(name)
+    return [*found, *_overriding(overrides, found)]
+
+
+def _found(name: str | Path, above: tuple[Path, ...] = ()) -> list[Layer]:
+    """The layers of a file, its bases first, and of the method in ``RECIPE/METHOD``; files `above` led to it."""
+    found = find(name)
+    path, where = found.path, str(found.path)
     if path.resolve() in above:
-        raise RecipeError(str(path), "base: leads back to this file")
+        raise RecipeError(where, "base: leads back to this file")
     tree = _document(path)
-    below = _below(path, tree.get("base"), above)
-    _check(tree, str(path), below)
-    keys = {key: value for key, value in tree.items() if key not in FILE_KEYS}
-    fields_of = {"methods": "rows", "method": "method", "compare": "compare"}
-    given = {fields_of[key]: value for key, value in tree.items() if key in fields_of}
-    return [*below, Layer(str(path), keys, **given)]
-
-
-def _below(path: Path, base: Any, above: tuple[Path, ...]) -> list[Layer]:
-    """The layers of the base of the file at `path`."""
-    if base is None:
-        return []
-    if not isinstance(base, str):
-        raise RecipeError(str(path), f"base: {base!r} is not a path")
-    beside = path.parent / base
-    found = find(beside if beside.is_file() else base)
-    return [*_read(found.path, (*above, path.resolve())), *_asked(found)]
-
-
-def _asked(found: Found) -> list[Layer]:
-    """The method in ``RECIPE/METHOD``."""
-    return [] if found.method is None else [Layer(f"method={found.method}", {}, method=found.method)]
+    base = tree.get("base")
+    if not isinstance(base, str | None):
+        raise RecipeError(where, f"base: {base!r} is not a path")
+    beside = path.parent / (base or "")
+    below = [] if base is None else _found(beside if beside.is_file() else base, (*above, path.resolve()))
+    _check_file(tree, where, below)
+    names = {"methods": "rows", "method": "method", "compare": "compare"}
+    given = {names[key]: value for key, value in tree.items() if key in names}
+    own = Layer(where, {key: value for key, value in tree.items() if key not in FILE_KEYS}, **given)
+    asked = [] if found.method is None else [Layer(f"method={found.method}", {}, method=found.method)]
+    return [*below, own, *asked]
 
 
 def _overriding(overrides: Sequence[str], below: Sequence[Layer]) -> list[Layer]:
     """A layer for each override, the more specific ones on top."""
-    layers, strange = [], None
-    for override in sorted(overrides, key=_depth):
+    layers, strange = [], []
+    # A name is as specific as its section, since another name replaces the section.
+    for override in sorted(overrides, key=lambda text: text.partition("=")[0].removesuffix(".name").count(".")):
         ((key, value),) = (tree := _parse(override)).items()
         check_layer(tree, "")
-        if key == "method":
-            layers.append(Layer(override, {}, method=value))
-        elif key in KEYS:
-            layers.append(Layer(override, tree))
+        if key not in KEYS and key != "method":
+            strange.append(override)
         else:
-            strange = strange or override
-    if strange is not None:
-        key, _, value = strange.partition("=")
+            layers.append(Layer(override, {}, method=value) if key == "method" else Layer(override, tree))
+    if strange:
+        key, _, value = strange[0].partition("=")
         meant = instead(_together([*below, *layers]), key, value)
-        raise unknown(strange, "key", key.partition(".")[0], (*KEYS, "method"), meant)
+        raise unknown(strange[0], "key", key.partition(".")[0], (*KEYS, "method"), meant)
     return layers
 
 
@@ -209,11 +205,6 @@ def _together(layers: Sequence[Layer]) -> _Tree:
         return laid_together(layers)
     except RecipeError:
         return {}
-
-
-def _depth(override: str) -> int:
-    """How specific an override is: a name is as its section, since another name replaces the section."""
-    return override.partition("=")[0].removesuffix(".name").count(".")
 
 
 def _document(path: Path) -> _Tree:
@@ -226,47 +217,39 @@ def _document(path: Path) -> _Tree:
         raise RecipeError(str(path), f"not YAML: {line}{error.problem or error.context}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(str(path), "not a text file") from error
-    except OSError as error:
-        raise RecipeError(str(path), error.strerror or error) from error
-    except _OMEGACONF_ERRORS as error:
-        raise RecipeError(str(path), _summary(error)) from error
+    except (OSError, *_OMEGACONF_ERRORS) as error:
+        raise RecipeError(str(path), getattr(error, "strerror", None) or _summary(error)) from error
     if starts != 1:
         raise RecipeError(str(path), f"must hold one YAML document, the keys of a recipe; it has {starts or 'none'}")
     return _mapping(tree, str(path))
 
 
-def _check(tree: _Tree, where: str, below: Sequence[Layer]) -> None:
-    """Refuse unknown keys and values of another shape in a file."""
-    _refuse_unknown(tree, where, (*KEYS, *FILE_KEYS), lambda: {**_together(below), **tree})
-    check_layer(tree, f"{where}: ")
+def _check_file(tree: _Tree, where: str, below: Sequence[Layer]) -> None:
+    """Refuse unknown keys and values of another shape in a file and its rows."""
+    _check_keys(tree, where, (*KEYS, *FILE_KEYS), lambda: {**_together(below), **tree})
     rows = tree.get("methods") or {}
     for name, row in rows.items() if isinstance(rows, dict) else [("", rows)]:
         place = f"{where}: methods.{name}".rstrip(".")
         row = _mapping({} if row is None else row, place)
-        _refuse_unknown(row, place, KEYS, lambda name=name: {**_together(below), **tree, "method": name})
-        check_layer(row, f"{place}: ")
-    _check_comparison(f"{where}: compare", tree.get("compare", {}))
+        _check_keys(row, place, KEYS, lambda name=name: {**_together(below), **tree, "method": name})
+    compare = _mapping(tree.get("compare", {}), f"{where}: compare")
+    check(f"{where}: compare", describe(Comparison, ["first_seed"]), compare)
 
 
-def _check_comparison(where: str, given: Any) -> None:
-    given = _mapping(given, where)
-    for key in given:
-        if key not in ("methods", "seeds"):
-            raise unknown(where, "key", key, ("methods", "seeds"))
-    methods, seeds = given.get("methods", ["one"]), given.get("seeds", 1)
-    if not (isinstance(methods, list) and methods and all(isinstance(name, str) for name in methods)):
-        raise RecipeError(f"{where}.methods", f"must be a list of methods, got {methods!r}; write methods: [sgd, sam]")
-    if len(set(methods)) < len(methods):
-        raise RecipeError(f"{where}.methods", f"must name each method once, got {methods!r}")
-    if type(seeds) is not int or seeds < 1:
-        raise RecipeError(f"{where}.seeds", f"must be an integer >= 1, got {seeds!r}")
+def _check_keys(tree: _Tree, where: str, valid: Collection[str], recipe: Callable[[], _Tree]) -> None:
+    """Refuse keys that are not `valid`, with what was likely meant in the recipe, and values that map nothing."""
+    for key, value in tree.items():
+        if key not in valid:
+            raise unknown(where, "key", key, valid, instead(recipe(), key, value))
+    check_layer(tree, f"{where}: ")
 
 
 def _parse(override: str) -> _Tree:
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
         raise RecipeError(override, "not an override: write key=value, e.g. max_duration=20ep")
-    if is_text(key) and re.fullmatch(r"[-+.\w]+", text) and text.lower() not in ("null", "true", "false"):
+    is_text = key in KEYS and KEYS[key].is_only("string", "null")
+    if is_text and re.fullmatch(r"[-+.\w]+", text) and text.lower() not in ("null", "true", "false"):
         return {key: text}  # as it stands: a run may be called 007, or 12e4567
     try:
         tree = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
@@ -285,13 +268,6 @@ def _mapping(tree: Any, where: str) -> _Tree:
     return cast(_Tree, tree)
 
 
-def _refuse_unknown(tree: _Tree, where: str, valid: Collection[str], recipe: Callable[[], _Tree]) -> None:
-    """Refuse keys that are not `valid`, with what was likely meant in the recipe."""
-    for key, value in tree.items():
-        if key not in valid:
-            raise unknown(where, "key", key, valid, instead(recipe(), key, value))
-
-
 def _keys_of(value: Any) -> Iterator[Any]:
     if isinstance(value, dict):
         yield from value
@@ -301,9 +277,8 @@ def _keys_of(value: Any) -> Iterator[Any]:
 
 def _resolved(tree: _Tree) -> _Tree:
     """`tree` with the defaults, and with ``${...}`` filled in."""
-    defaults = vars(Recipe())
     try:
-        config = OmegaConf.create({**defaults, **tree})
+        config = OmegaConf.create({**vars(Recipe()), **tree})
         OmegaConf.resolve(config)
         return cast(_Tree, OmegaConf.to_container(config))
     except _OMEGACONF_ERRORS as error:

@@ -7,19 +7,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sam_algos.recipes.catalogue import catalogue
 from sam_algos.recipes.errors import RecipeError
-from sam_algos.recipes.forms import Form
-from sam_algos.recipes.merge import spelled
-from sam_algos.recipes.names import lookup, spelling
-from sam_algos.recipes.schema import COLLECTIONS, SECTIONS
-from sam_algos.recipes.shape import KEYS
-
-_GROUPS = {
-    "optimizer": "optimizer", "scheduler": "scheduler", "model": "model", "train_dataset": "dataset",
-    "eval_dataset": "dataset", "algorithms": "algorithm", "callbacks": "callback", "loggers": "logger",
-}  # fmt: skip
-"""The keys that name things, with what they name."""
+from sam_algos.recipes.naming.arguments import Form
+from sam_algos.recipes.naming.catalogue import catalogue
+from sam_algos.recipes.naming.names import lookup, spelling
+from sam_algos.recipes.reading.check import KEYS, named
+from sam_algos.recipes.reading.layers import spelled
+from sam_algos.recipes.schema import COLLECTIONS
 
 _COMMON = {
     "(num|max|n|train|numtrain)?epochs?": "max_duration={}ep",
@@ -59,27 +53,20 @@ def instead(tree: Mapping[str, Any], key: str, value: Any) -> list[str]:
     if known := spelled(first, KEYS):
         return [f"{known}{key.removeprefix(first)}={shown}"]
     found = [f"{where}.{key}={shown}" for where, form in _forms(tree) if first in form.arguments]
-    names = [f"{where}.{key}={shown}" for where in COLLECTIONS if _form(first, _GROUPS[where])]
+    names = [f"{where}.{key}={shown}" for where, group in COLLECTIONS.items() if _form(first, group)]
     common = [text.format(shown) for pattern, text in _COMMON.items() if re.fullmatch(pattern, spelling(key))]
     return found or common or names
 
 
 def _forms(tree: Mapping[str, Any]) -> Iterator[tuple[str, Form]]:
-    """All that a recipe names, methods first, with where their arguments stand."""
-    names = {name: key for key in COLLECTIONS for name in _mapping(tree.get(key))}
-    if _form(method := tree.get("method"), "method"):  # a method takes the place of those below
-        names = {method: "algorithms", **{name: key for name, key in names.items() if not _form(name, "method")}}
-    for name, key in sorted(names.items(), key=lambda entry: _form(entry[0], "method") is None):
-        if form := _form(name, _GROUPS[key]):
-            yield f"{key}.{name}", form
-    for key in SECTIONS:
-        if form := _form(_mapping(tree.get(key)).get("name"), _GROUPS[key]):
-            yield key, form
+    """All that a recipe names, methods first and sections last, with where their arguments stand."""
+    names = {where: (name, group) for where, group, name, _ in named(tree)}
+    if form := _form(method := tree.get("method"), "method"):  # a method takes the place of those below
+        names = {where: entry for where, entry in names.items() if not _form(entry[0], "method")}
+        yield f"algorithms.{method}", form
+    order = sorted(names, key=lambda where: (_form(names[where][0], "method") is None, "." not in where))
+    yield from ((where, form) for where in order if (form := _form(*names[where])))
     yield "dataloader", catalogue().groups["dataloader"]["dataloader"]
-
-
-def _mapping(value: Any) -> Mapping[Any, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _form(name: Any, group: str) -> Form | None:

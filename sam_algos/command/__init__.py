@@ -18,6 +18,7 @@ COMMANDS = {
     "show": "show a resolved recipe, and how large its training is",
     "list": "list the recipes, and all that they can name",
     "explain": "explain a method or one of its parts",
+    "schema": "print the JSON Schema of recipes, for editors",
 }
 """The commands, and what each does."""
 

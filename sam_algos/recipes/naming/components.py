@@ -38,14 +38,14 @@ _LLM_FOUNDRY = {  # its names for Composer's schedulers
 }
 
 
-def algorithms() -> dict[str, Callable[..., Algorithm]]:
+def algorithms() -> dict[str, type[Algorithm]]:
     """Every Composer algorithm by its metadata name, the sharpness-aware methods, and ``recalibrate_batch_norm``.
 
     Returns:
-        dict[str, Callable]: ``sam`` is this package's SAM; Composer's class of that name is not offered.
+        dict[str, type[Algorithm]]: ``sam`` is this package's SAM; Composer's class of that name is not offered.
             ``sharpness_aware`` is composed of parts: its parts are sections, too.
     """
-    found: dict[str, Callable[..., Algorithm]] = {}
+    found: dict[str, type[Algorithm]] = {}
     for folder in files(composer.algorithms).iterdir():
         card = folder / "metadata.json"
         if card.is_file():

@@ -110,6 +110,6 @@ def _part(where: str, axis: str, section: Any) -> Any:
 def _member(hint: Any, value: Any) -> Any:
     """The member of an enumeration, which YAML writes as its value; anything else as it is."""
     for cls in typing.get_args(hint) or (hint,):
-        if isinstance(cls, enum.EnumMeta) and value in [member.value for member in cls]:
+        if isinstance(cls, enum.EnumMeta) and value in [member.value for member in list[Any](cls)]:
             return cls(value)
     return value

@@ -25,7 +25,7 @@ from sam_algos.recipes.schema import FILE_KEYS, Recipe
 _OMEGACONF_ERRORS = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError)
 
 _Methods = Annotated[
-    Sequence[str],
+    tuple[str, ...],
     ranged(
         "a list of methods, each once, e.g. [sgd, sam]", "array",
         items={"type": "string"}, minItems=1, uniqueItems=True,
@@ -90,7 +90,7 @@ class Comparison:
     """What a recipe says of comparing its methods.
 
     Args:
-        methods (Sequence[str]): The rows to train, or methods with their defaults; empty where it does not say.
+        methods (tuple[str, ...]): The rows to train, or methods with their defaults; empty where it does not say.
         seeds (int): Trainings of each. Default: ``1``.
         first_seed (int): Their first seed; each training's is one more. Default: ``1000``, a seed that no setting was
             chosen with.
@@ -116,6 +116,7 @@ def comparison_of(name: str | Path, overrides: Sequence[str] = ()) -> Comparison
     """
     layers = _layers(name, overrides)
     given = {key: value for layer in layers for key, value in layer.compare.items()}
+    given["methods"] = tuple(given.get("methods", ()))
     if any("seed" in layer.keys for layer in layers):
         given["first_seed"] = checked(_resolved(laid_together(layers))).seed
     return Comparison(**given)

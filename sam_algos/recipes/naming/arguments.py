@@ -91,15 +91,10 @@ class Form:
 
 
 def describe(factory: Callable[..., Any], hidden: Iterable[str] = ()) -> Form:
-    """The form of a class or a function, from its signature and annotations.
+    """The form of a class or a function, from its signature, annotations and docstring, without `hidden` arguments.
 
-    Args:
-        factory (Callable): The class or function; or an object that names, as ``functions``, those that share its
-            arguments, and as ``supplied`` those of their arguments that it chooses itself.
-        hidden (Iterable[str], optional): Arguments that are not the recipe's to choose. Default: none.
-
-    Returns:
-        Form: With its docstring.
+    An object may name, as ``functions``, the functions that share its arguments, and as ``supplied`` the arguments that
+    it passes to them itself.
 
     Example:
         >>> from sam_algos import LookSAM
@@ -133,12 +128,7 @@ def source_of(default: Any) -> str:
 
 
 def check(where: str, form: Form, arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that do not fit a form.
-
-    Args:
-        where (str): The key of the recipe that holds them; empty for the recipe itself.
-        form (Form): What can be written there.
-        arguments (Mapping[str, Any]): What is.
+    """Refuse arguments that do not fit a form, under the key `where` of a recipe, or in the recipe itself.
 
     Raises:
         RecipeError: For an argument that is unknown or missing, or whose value is of another type or out of range.
@@ -157,14 +147,7 @@ def check(where: str, form: Form, arguments: Mapping[str, Any]) -> None:
 
 
 def mismatch(argument: Argument, value: Any) -> str:
-    """What is wrong with a value, and where it is clear, what to write instead.
-
-    Args:
-        argument (Argument): What it may be.
-        value (Any): What it is.
-
-    Returns:
-        str: For people.
+    """Say what is wrong with a value and, where it is clear, what to write instead.
 
     Example:
         >>> mismatch(Argument([{"type": "integer"}], "0"), 1e3)

@@ -39,11 +39,9 @@ _LLM_FOUNDRY = {  # its names for Composer's schedulers
 
 
 def algorithms() -> dict[str, type[Algorithm]]:
-    """Every Composer algorithm by its metadata name, the sharpness-aware methods, and ``recalibrate_batch_norm``.
+    """Composer's algorithms by their metadata's names, the sharpness-aware methods, and ``recalibrate_batch_norm``.
 
-    Returns:
-        dict[str, type[Algorithm]]: ``sam`` is this package's SAM; Composer's class of that name is not offered.
-            ``sharpness_aware`` is composed of parts: its parts are sections, too.
+    ``sam`` is this package's SAM, not Composer's. ``sharpness_aware`` takes a section for each of its parts.
     """
     found: dict[str, type[Algorithm]] = {}
     for folder in files(composer.algorithms).iterdir():
@@ -55,22 +53,19 @@ def algorithms() -> dict[str, type[Algorithm]]:
 
 
 def optimizers() -> dict[str, Callable[..., torch.optim.Optimizer]]:
-    """Composer's and torch's optimizers.
+    """Composer's and torch's optimizers, by class name.
 
-    Returns:
-        dict[str, Callable]: By class name. Left out are L-BFGS, which re-evaluates the loss in its own step, and
-            SparseAdam, whose sparse gradients no network of a recipe has.
+    L-BFGS re-evaluates the loss in its own step, and SparseAdam wants sparse gradients, which no network here has.
     """
     found = _classes((torch.optim, composer.optim), torch.optim.Optimizer)
     return {name: found[name] for name in found if name not in ("Optimizer", "LBFGS", "SparseAdam")}
 
 
 def schedulers() -> dict[str, Callable[..., Any]]:
-    """Composer's and torch's learning rate schedules.
+    """Composer's and torch's learning rate schedules, by class name and by llm-foundry's names.
 
-    Returns:
-        dict[str, Callable]: By class name, and by llm-foundry's names. Left out are those that take functions or other
-            schedules, which YAML has not, and ReduceLROnPlateau, which the Trainer does not tell its metric.
+    Left out are those that take functions or other schedules, which YAML cannot write, and ReduceLROnPlateau, whose
+    metric the Trainer does not pass on.
     """
     bases = ("LRScheduler", "ComposerScheduler")
     others = ("LambdaLR", "MultiplicativeLR", "ChainedScheduler", "SequentialLR", "ReduceLROnPlateau")
@@ -92,11 +87,7 @@ def loggers() -> dict[str, Callable[..., LoggerDestination]]:
 
 
 def everything() -> dict[str, Mapping[str, Callable[..., Any]]]:
-    """All that a recipe can name.
-
-    Returns:
-        dict[str, Mapping[str, Callable]]: By what it is and by name; see `Catalogue`.
-    """
+    """All that a recipe can name, by what it is and by name; see `Catalogue`."""
     from sam_algos.recipes.datasets import DATASETS
     from sam_algos.recipes.models import models
 
@@ -116,15 +107,7 @@ def everything() -> dict[str, Mapping[str, Callable[..., Any]]]:
 
 
 def build_collection(key: str, table: Mapping[str, Callable[..., Any]], entries: Mapping[str, Any]) -> list[Any]:
-    """Build what `algorithms`, `callbacks` or `loggers` lists.
-
-    Args:
-        key (str): Which of them.
-        table (Mapping[str, Callable]): What its names stand for.
-        entries (Mapping[str, Any]): The names in the recipe, with their arguments.
-
-    Returns:
-        list: One object an entry, in the recipe's order.
+    """Build the entries of `algorithms`, `callbacks` or `loggers` from a table of classes, in the recipe's order.
 
     Raises:
         RecipeError: For a wrong name or argument.
@@ -158,15 +141,7 @@ def build_scheduler(section: Mapping[str, Any] | None, optimizer: torch.optim.Op
 
 
 def culprit(error: Exception, recipe: Recipe) -> str:
-    """The key of a recipe that an error of Composer's is about: whose code was running.
-
-    Args:
-        error (Exception): With its traceback.
-        recipe (Recipe): What Composer was given.
-
-    Returns:
-        str: The key of an algorithm, ``load_path`` or ``autoresume``; else ``recipe``.
-    """
+    """The key that an error of Composer's is about: of the algorithm whose code was running, or of a checkpoint."""
     classes = {name: lookup("algorithms", "algorithm", name, algorithms()) for name in recipe.algorithms}
     homes = {cls.__module__: f"algorithms.{name}" for name, cls in classes.items() if not issubclass(cls, Method)}
     homes[load_checkpoint.__module__] = "autoresume" if recipe.load_path is None else "load_path"

@@ -28,17 +28,11 @@ class _Probe(int):
 
 
 def forwarded(build: Callable[..., nn.Module]) -> dict[str, Argument]:
-    """The arguments that a builder of one of torchvision's networks takes without naming them.
+    """The arguments that a builder of one of torchvision's networks takes without naming them, with their defaults.
 
     The builder is called once for each name that a function of the network's module has for an argument. The name is
     taken if some function receives the value under a name of its own, and no call fails until the network's constructor
     is called. A constructor that swallows any ``**kwargs`` takes nothing that way.
-
-    Args:
-        build (Callable): Its required arguments are numbers.
-
-    Returns:
-        dict[str, Argument]: By name, with the types of the last function that takes them.
     """
     parameters = inspect.signature(build).parameters.values()
     required = {each.name: 3 for each in parameters if each.default is each.empty and each.kind is each.KEYWORD_ONLY}

@@ -14,14 +14,7 @@ T = TypeVar("T")
 
 
 def spelling(name: str, kind: str = "") -> str:
-    """What all spellings of a name have in common.
-
-    Args:
-        name (str): A name.
-        kind (str, optional): What it is a name of; with or without that at its end, it is the same. Default: ``""``.
-
-    Returns:
-        str: In lower case, without underscores.
+    """What all spellings of a name have in common, with or without what it is a name of at its end.
 
     Example:
         >>> spelling("CosineAnnealingScheduler", "scheduler") == spelling("cosine_annealing")
@@ -31,17 +24,7 @@ def spelling(name: str, kind: str = "") -> str:
 
 
 def lookup(where: str, kind: str, name: str, table: Mapping[str, T]) -> T:
-    """The entry of `table` called `name`, in any spelling of its case and underscores.
-
-    Args:
-        where (str): The key of the recipe that holds `name`.
-        kind (str): What `table` holds; with or without it at its end, a name is the same
-            (``cosine_annealing`` is ``CosineAnnealingScheduler``).
-        name (str): The name that the recipe gives.
-        table (Mapping[str, T]): What there is.
-
-    Returns:
-        T: The entry.
+    """The entry of a table of `kind` called `name`, in any spelling; the key `where` of the recipe holds the name.
 
     Raises:
         RecipeError: If there is none, with the nearest name.
@@ -62,21 +45,20 @@ def arguments_of(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def construct(where: str, factory: Callable[..., T], arguments: Mapping[str, Any], **supplied: Any) -> T:
-    """Call `factory` with the arguments that a recipe gives, and blame the recipe for what goes wrong.
+    """Call `factory` with arguments of a recipe, and blame the recipe for what goes wrong.
 
     Args:
-        where (str): The key of the recipe that holds `arguments`.
+        where (str): The key of the recipe that holds the arguments.
         factory (Callable): A class or a function.
-        arguments (Mapping[str, Any]): What the recipe says. Where `factory` takes a part (a policy, a perturbation, a
-            schedule for ``rho``, ...), its name and its own arguments may stand in its place.
+        arguments (Mapping[str, Any]): In the place of a part (a policy, a schedule for ``rho``, ...), its name and its
+            own arguments.
         **supplied (Any): Arguments that are not the recipe's to choose.
 
     Returns:
         T: What `factory` returns.
 
     Raises:
-        RecipeError: For an argument that `factory` does not have, that is missing, or that has the wrong
-            type, and for whatever `factory` itself raises.
+        RecipeError: If an argument does not fit, and for whatever `factory` raises.
 
     Example:
         >>> construct("algorithms.x", complex, {"real": 1.0}, imag=2.0)

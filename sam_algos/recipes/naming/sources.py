@@ -73,7 +73,7 @@ DATASETS: dict[str, Source] = {}
 
 
 def dataset(*, samples: int | None = None, own_test_set: bool = False) -> Callable[[Callable[..., Any]], Source]:
-    """Put the function below into `DATASETS`; the arguments are those of `Source`."""
+    """Put the function below into `DATASETS`, as a `Source`."""
 
     def declare(read: Callable[..., Any]) -> Source:
         return DATASETS.setdefault(read.__name__, Source(read, samples, own_test_set))

@@ -35,14 +35,9 @@ def is_interpolation(value: Any) -> bool:
 
 
 def check_layer(tree: _Tree, where: str) -> None:
-    """Refuse a layer in which something else stands where names are mapped to arguments: a layer above would hide it.
+    """Refuse a layer with anything but a mapping where a section or a collection stands: a layer above would hide it.
 
-    Args:
-        tree (dict): Some keys of a recipe; null, ``???`` and interpolations may stand for any value.
-        where (str): What is put before the key at fault, in an error.
-
-    Raises:
-        RecipeError: If there is one.
+    Null, ``???`` and interpolations may stand for any value. `where` is put before the key at fault, in the error.
     """
     for key, value in _mappings(tree):
         if value is not None and value != REQUIRED and not is_interpolation(value):
@@ -50,13 +45,7 @@ def check_layer(tree: _Tree, where: str) -> None:
 
 
 def checked(tree: _Tree) -> Recipe:
-    """The recipe, if its values have the types, shapes and ranges that building it relies on.
-
-    Args:
-        tree (dict): All keys of a recipe, nothing left to be filled in.
-
-    Returns:
-        Recipe: With the environment's numbers as numbers.
+    """The recipe, if all its values have the types, shapes and ranges that building it relies on.
 
     Raises:
         RecipeError: For the first key that has not.
@@ -97,13 +86,9 @@ def check_names(recipe: Recipe) -> None:
 
 
 def named(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Mapping[str, Any]]]:
-    """All that a recipe names: where, what it is, its name, and its arguments.
+    """All that the keys of a recipe name: where, what it is, its name, and its arguments.
 
-    Args:
-        tree (Mapping[str, Any]): The keys of a recipe; what is no mapping in it names nothing.
-
-    Yields:
-        tuple: ``("optimizer", "optimizer", "sgd", {"lr": 0.1})``, ``("algorithms.sam", "algorithm", "sam", {})``, ...
+    For example ``("optimizer", "optimizer", "sgd", {"lr": 0.1})`` and ``("algorithms.sam", "algorithm", "sam", {})``.
     """
     for key, group in SECTIONS.items():
         if isinstance(section := tree.get(key), Mapping):
@@ -114,14 +99,7 @@ def named(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Mapping[str,
 
 
 def refuse_several_methods(names: list[str]) -> None:
-    """Refuse more than one sharpness-aware method among the algorithms of a recipe.
-
-    Args:
-        names (list[str]): Its methods.
-
-    Raises:
-        RecipeError: If there are several.
-    """
+    """Refuse more than one of the sharpness-aware methods among the algorithms of a recipe."""
     if len(names) > 1:
         raise RecipeError(
             "algorithms",

@@ -23,11 +23,7 @@ _MEANINGS = dict(re.findall(r"^    (\w+) \([^)]*\): (.*(?:\n {8}.*)*)", schema.d
 
 
 def json_schema() -> _Schema:
-    """The schema of a recipe's file.
-
-    Returns:
-        dict: JSON Schema, draft 7. A file may leave any key to its base, so none is required.
-    """
+    """The schema, in draft 7. A file may leave any key to its base, so none is required."""
     groups = catalogue().groups
     arguments = {**describe(schema.FileKeys).arguments, **KEYS}
     keys = {key: {**_any_of(_values(argument)), "description": _meaning(key)} for key, argument in arguments.items()}

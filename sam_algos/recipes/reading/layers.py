@@ -39,16 +39,10 @@ class Layer:
 
 
 def laid_together(layers: Sequence[Layer]) -> _Tree:
-    """Lay the layers of a recipe over each other, each with its own row of the chosen method right above it.
+    """Lay the layers of a recipe over each other, from the bottom, each with its own row of the chosen method above it.
 
     The topmost ``method`` chooses, and takes the place of the methods in the ``algorithms`` of the layers below. Where
     it is a sharpness-aware method and no layer up to its own has options for it, its defaults are added.
-
-    Args:
-        layers (Sequence[Layer]): From the bottom to the top.
-
-    Returns:
-        dict: The keys of a recipe.
 
     Raises:
         RecipeError: If there is no such method, and for what cannot be laid together (see `_lay`).

@@ -123,16 +123,7 @@ def comparison_of(name: str | Path, overrides: Sequence[str] = ()) -> Comparison
 
 
 def meant_by(name: str | Path, overrides: Sequence[str], key: str, value: str) -> list[str]:
-    """The overrides that somebody who wrote an unknown key of a recipe may have meant.
-
-    Args:
-        name (str | Path): As for `load_recipe`.
-        overrides (Sequence[str]): What else was written.
-        key (str): The key, e.g. ``epochs``.
-        value (str): Its value.
-
-    Returns:
-        list[str]: The most likely first; empty where nothing is, and where something is wrong with the recipe, too.
+    """The overrides that somebody who wrote an unknown key of a recipe may have meant, the most likely first.
 
     Example:
         >>> meant_by("digits/sam", [], "rho", "0.1")

@@ -32,15 +32,7 @@ _COMMON = {
 
 
 def instead(tree: Mapping[str, Any], key: str, value: Any) -> list[str]:
-    """The overrides that somebody who wrote an unknown key may have meant.
-
-    Args:
-        tree (Mapping[str, Any]): The keys of the recipe, as far as they are known; interpolations may stand for values.
-        key (str): What was written, with dots.
-        value (Any): Its value.
-
-    Returns:
-        list[str]: The most likely first; empty where nothing is.
+    """The overrides that somebody who wrote an unknown key may have meant, the most likely first.
 
     Example:
         >>> instead({"algorithms": {"aesam": {}}, "optimizer": {"name": "sgd"}}, "rho", 0.1)

@@ -141,12 +141,18 @@ def build_scheduler(section: Mapping[str, Any] | None, optimizer: torch.optim.Op
 
 
 def culprit(error: Exception, recipe: Recipe) -> str:
-    """The key that an error of Composer's is about: of the algorithm whose code was running, or of a checkpoint."""
+    """The key that an error of Composer's is about: of the algorithm whose code was running, or of a checkpoint.
+
+    Where neither was, it is ``recipe``.
+    """
     classes = {name: lookup("algorithms", "algorithm", name, algorithms()) for name in recipe.algorithms}
     homes = {cls.__module__: f"algorithms.{name}" for name, cls in classes.items() if not issubclass(cls, Method)}
-    homes[load_checkpoint.__module__] = "autoresume" if recipe.load_path is None else "load_path"
-    modules = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return next((homes[module] for module in reversed(modules) if module in homes), "recipe")
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if frame.f_code is load_checkpoint.__code__:
+            return "autoresume" if recipe.load_path is None else "load_path"
+        if (key := homes.get(frame.f_globals["__name__"])) is not None:
+            return key
+    return "recipe"
 
 
 def _classes(modules: Iterable[ModuleType], base: type) -> dict[str, Any]:

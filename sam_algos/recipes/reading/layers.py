@@ -4,38 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sam_algos.recipes.errors import RecipeError, unknown
 from sam_algos.recipes.naming.catalogue import catalogue
 from sam_algos.recipes.naming.names import spelling
 from sam_algos.recipes.reading.check import is_interpolation
-from sam_algos.recipes.schema import COLLECTIONS, SECTIONS
+from sam_algos.recipes.schema import COLLECTIONS, FILE_KEYS, SECTIONS
 
 _Tree = dict[str, Any]
 
-_UNSAID: Any = object()
 
-
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """A file, or an override.
 
     Args:
         where (str): What it is, for errors.
-        keys (dict): The keys of a recipe that it sets.
-        rows (dict | None): Its ``methods``; a row that is null replaces the rows of that name below by an empty one,
-            and None takes all rows below away. Default: ``{}``.
-        method (Any): Its ``method``. Default: it says none.
-        compare (dict): Its ``compare``. Default: ``{}``.
+        tree (dict): The keys that it sets. A row of its ``methods`` that is null replaces the rows of that name below
+            by an empty one; where ``methods`` itself is null, all rows below are gone.
     """
 
     where: str
-    keys: _Tree
-    rows: Mapping[str, _Tree | None] | None = field(default_factory=dict)
-    method: Any = _UNSAID
-    compare: _Tree = field(default_factory=dict)
+    tree: _Tree
+
+    @property
+    def keys(self) -> _Tree:
+        """The keys of a recipe among them."""
+        return {key: value for key, value in self.tree.items() if key not in FILE_KEYS}
+
+    @property
+    def rows(self) -> _Tree | None:
+        """Its ``methods``."""
+        return self.tree.get("methods", {})
 
 
 def laid_together(layers: Sequence[Layer]) -> _Tree:
@@ -47,8 +47,8 @@ def laid_together(layers: Sequence[Layer]) -> _Tree:
     Raises:
         RecipeError: If there is no such method, and for what cannot be laid together (see `_lay`).
     """
-    chooser = max((number for number, layer in enumerate(layers) if layer.method is not _UNSAID), default=-1)
-    method = layers[chooser].method if chooser >= 0 else None
+    chooser = max((number for number, layer in enumerate(layers) if "method" in layer.tree), default=-1)
+    method = layers[chooser].tree["method"] if chooser >= 0 else None
     methods = catalogue().groups["method"] if chooser >= 0 else {}
     if method is not None:
         _refuse_unknown(method, layers, methods)

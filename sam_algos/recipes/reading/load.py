@@ -115,9 +115,9 @@ def comparison_of(name: str | Path, overrides: Sequence[str] = ()) -> Comparison
         RecipeError: For whatever is wrong with the file or an override.
     """
     layers = _layers(name, overrides)
-    given = {key: value for layer in layers for key, value in layer.compare.items()}
+    given = {key: value for layer in layers for key, value in layer.tree.get("compare", {}).items()}
     given["methods"] = tuple(given.get("methods", ()))
-    if any("seed" in layer.keys for layer in layers):
+    if any("seed" in layer.tree for layer in layers):
         given["first_seed"] = checked(_resolved(laid_together(layers))).seed
     return Comparison(**given)
 
@@ -166,11 +166,8 @@ def _found(name: str | Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     beside = path.parent / (base or "")
     below = [] if base is None else _found(beside if beside.is_file() else base, (*above, path.resolve()))
     _check_file(tree, where, below)
-    names = {"methods": "rows", "method": "method", "compare": "compare"}
-    given = {names[key]: value for key, value in tree.items() if key in names}
-    own = Layer(where, {key: value for key, value in tree.items() if key not in FILE_KEYS}, **given)
-    asked = [] if found.method is None else [Layer(f"method={found.method}", {}, method=found.method)]
-    return [*below, own, *asked]
+    asked = [] if found.method is None else [Layer(f"method={found.method}", {"method": found.method})]
+    return [*below, Layer(where, tree), *asked]
 
 
 def _overriding(overrides: Sequence[str], below: Sequence[Layer]) -> list[Layer]:
@@ -178,12 +175,11 @@ def _overriding(overrides: Sequence[str], below: Sequence[Layer]) -> list[Layer]
     layers, strange = [], []
     # A name is as specific as its section, since another name replaces the section.
     for override in sorted(overrides, key=lambda text: text.partition("=")[0].removesuffix(".name").count(".")):
-        ((key, value),) = (tree := _parse(override)).items()
-        check_layer(tree, "")
-        if key not in KEYS and key != "method":
-            strange.append(override)
+        check_layer(tree := _parse(override), "")
+        if tree.keys() <= {*KEYS, "method"}:
+            layers.append(Layer(override, tree))
         else:
-            layers.append(Layer(override, {}, method=value) if key == "method" else Layer(override, tree))
+            strange.append(override)
     if strange:
         key, _, value = strange[0].partition("=")
         meant = instead(_together([*below, *layers]), key, value)

@@ -87,7 +87,18 @@ def test_the_first_command_says_in_one_line_that_it_lists_the_names(tmp_path: Pa
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment) for _ in range(2)
     )
     assert (first.stdout, second.stdout, second.stderr) == ("valid: digits\n", "valid: digits\n", "")
-    assert first.stderr.startswith("sam-algos: listing what a recipe can name") and first.stderr.count("\n") == 1
+    assert first.stderr.startswith("listing what recipes can name") and first.stderr.count("\n") == 1
+
+
+def test_without_composer_it_is_one_line(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['composer'] = None\n"
+        "from sam_algos.command import main; sys.exit(main(['validate', 'digits']))"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    expected = "error: composer is not installed: pip install 'sam_algos[recipes]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
 class Open:

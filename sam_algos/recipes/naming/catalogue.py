@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cache, partial
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,8 +84,10 @@ def _version(distribution: str) -> str | None:
 
 def _made() -> dict[str, dict[str, Any]]:
     """The names and their forms, from the libraries themselves."""
+    if find_spec("composer") is None:
+        raise ModuleNotFoundError("Recipes need MosaicML Composer", name="composer")
     if os.environ.get("RANK", "0") == "0":
-        print("sam-algos: listing what a recipe can name, once for what is installed (seconds) ...", file=sys.stderr)
+        print("listing what recipes can name with the libraries installed here; once, for seconds", file=sys.stderr)
     from sam_algos.recipes.naming.components import everything
 
     return {

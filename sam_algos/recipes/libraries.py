@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from sam_algos import METHODS, PARTS, SharpnessAware
 from sam_algos.recipes import components
 from sam_algos.recipes.catalogue import FILE, installed
-from sam_algos.recipes.datasets import DATASETS
+from sam_algos.recipes.data.datasets import DATASETS
+from sam_algos.recipes.data.models import classification_loss, models
+from sam_algos.recipes.data.text_models import TEXT_MODELS
 from sam_algos.recipes.forms import describe
 from sam_algos.recipes.forwarded import forwarded
-from sam_algos.recipes.huggingface import TEXT_MODELS
-from sam_algos.recipes.models import classification_loss, models
 
 _HIDDEN = {  # what a recipe has no say in, as the run supplies it
     "model": ("num_classes", "in_channels", "in_features", "data"),

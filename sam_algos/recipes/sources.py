@@ -8,9 +8,8 @@ from functools import update_wrapper
 from typing import Any, Literal, get_type_hints
 
 from sam_algos.core.options import UnitInterval
+from sam_algos.recipes.data.samples import Part, divide, flip_labels
 from sam_algos.recipes.errors import BadArgument
-from sam_algos.recipes.noise import flip_labels
-from sam_algos.recipes.splits import Part, divide
 
 Loader = Callable[..., Any]
 """A function of a data set's options that gives labelled images, labelled texts, or blocks of text."""

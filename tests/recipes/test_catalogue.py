@@ -12,7 +12,7 @@ from sam_algos.core.options import NAMED
 from sam_algos.recipes import RecipeError, check_names, load_recipe
 from sam_algos.recipes import catalogue as module
 from sam_algos.recipes.catalogue import FILE, catalogue
-from sam_algos.recipes.datasets import DATASETS
+from sam_algos.recipes.data.datasets import DATASETS
 from sam_algos.recipes.forms import _RANGES, Argument, Form, check, describe
 from sam_algos.recipes.libraries import build, text
 from tests.recipes.writing import Write

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sam_algos.recipes import RecipeError
-from sam_algos.recipes.models import build_model, models
+from sam_algos.recipes.data.models import build_model, models
 
 RGB, DIGIT = (3, 32, 32), (1, 8, 8)
 VIT = {"image_size": 32, "patch_size": 8, "num_layers": 1}

@@ -19,11 +19,12 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sam_algos.core.options import UnitInterval
+from sam_algos.recipes.data.datasets import Samples
+from sam_algos.recipes.data.samples import LabelledImages
+from sam_algos.recipes.data.text_models import TEXT_MODELS, build_text_model
+from sam_algos.recipes.data.texts import TextBlocks
 from sam_algos.recipes.errors import BadArgument, RecipeError
-from sam_algos.recipes.huggingface import TEXT_MODELS, build_text_model
 from sam_algos.recipes.names import arguments_of, construct, lookup
-from sam_algos.recipes.noise import LabelledImages, Samples
-from sam_algos.recipes.texts import TextBlocks
 
 _PYTORCHCV = ("resnet20", "wrn28_10", "pyramidnet110_a270")
 
@@ -32,8 +33,8 @@ def models() -> dict[str, Callable[..., nn.Module]]:
     """The networks by name: torchvision's classifiers, pytorchcv's for CIFAR, this file's, and Hugging Face's.
 
     Returns:
-        dict[str, Callable]: Functions of ``num_classes``, of ``in_channels`` where they can be told, and
-        of the arguments in the recipe; those of `TEXT_MODELS` of the data instead.
+        dict[str, Callable]: Functions of ``num_classes``, of ``in_channels`` where they take it, and of the arguments
+        in the recipe; `TEXT_MODELS` are functions of the data instead.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     return {
@@ -51,9 +52,8 @@ def classification_loss(*, label_smoothing: UnitInterval = 0.0) -> Loss:
     """Cross-entropy of logits and of labels, or of a probability for each class as MixUp makes them.
 
     Args:
-        label_smoothing (float): Share of each label that is spread evenly over all classes. The algorithm of this name
-            does the same in four tenths of a millisecond more a pass, and is what other runs of Composer know.
-            Default: ``0.0``.
+        label_smoothing (float): Share of each label that is spread evenly over all classes. Composer's algorithm of
+            this name does the same, and takes 0.4 ms more a pass. Default: ``0.0``.
 
     Returns:
         Loss: The mean over a batch.
@@ -64,10 +64,10 @@ def classification_loss(*, label_smoothing: UnitInterval = 0.0) -> Loss:
 
 
 class Classifier(ComposerClassifier):
-    """Composer's classifier, but without metrics of every training batch.
+    """Composer's classifier without metrics of every training batch.
 
-    Around a small network they take a quarter of a step's time; ``TrainAccuracy`` has the accuracy once an epoch. Nor
-    are metrics submodules here, which a second pass would have to restore.
+    Around a small network they take a quarter of a step's time; ``TrainAccuracy`` logs the accuracy once an epoch.
+    Metrics are not submodules here, as a second pass would have to restore them.
 
     Args:
         network (nn.Module): Gives logits.
@@ -80,7 +80,7 @@ class Classifier(ComposerClassifier):
         del self.train_metrics, self.val_metrics
 
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
-        """Those of an evaluation; none of a training batch."""
+        """Metrics of an evaluation; none of a training batch."""
         if is_train:
             return {}
         accuracy = MulticlassAccuracy(num_classes=cast(int, self.num_classes), average="micro")

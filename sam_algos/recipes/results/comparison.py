@@ -6,16 +6,19 @@ import itertools
 import math
 import statistics
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import t as student
 
-from sam_algos.recipes.summaries import Summary, read_metrics
+from sam_algos.recipes.results import Summary, read_metrics
 
 _WIDTH = 60
+
+_MEASURED = ("fraction", "steps", "gradients", "cpu_seconds", "train_seconds", "steady_seconds")
+"""What `rows` takes from a summary as it is."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,11 @@ class Result:
     Args:
         method (str): The row of the recipe, or the method, that it was trained with.
         seed (int): Its seed.
-        folder (Path): Where its metrics lie, as ``metrics.jsonl``.
-        summary (Summary): What it came to.
+        folder (Path): Where its metrics are, as ``metrics.jsonl``.
+        summary (Summary): The sums of its metrics.
         title (str): The method's name in a sentence.
         decides (bool): Whether the method decides on each step if it is sharp.
-        evaluated_on (str): The data that the metric is of, in words.
+        evaluated_on (str): What it was evaluated on, in words.
     """
 
     method: str
@@ -43,7 +46,7 @@ class Result:
     @property
     def value(self) -> float:
         """Its headline metric; NaN where none was logged."""
-        return float("nan") if self.summary.headline is None else self.summary.headline.value
+        return math.nan if self.summary.headline is None else self.summary.headline.value
 
     @property
     def sharp_fraction(self) -> float | None:
@@ -55,34 +58,6 @@ class Result:
         """Its outcome in a few words."""
         found = self.summary.headline
         return "not evaluated" if found is None else f"{found.name} {found.shown}"
-
-
-def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
-    """The results as plain values.
-
-    Args:
-        results (Iterable[Result]): All of them.
-
-    Returns:
-        list[dict[str, Any]]: One for each training.
-    """
-    return [
-        {
-            "method": result.method,
-            "seed": result.seed,
-            "metric": result.summary.headline and result.summary.headline.name,
-            "value": result.summary.headline and result.summary.headline.value,
-            "fraction": result.summary.fraction,
-            "sharp_fraction": result.sharp_fraction,
-            "steps": result.summary.steps,
-            "gradients": result.summary.gradients,
-            "cpu_seconds": result.summary.cpu_seconds,
-            "train_seconds": result.summary.train_seconds,
-            "steady_seconds": result.summary.steady_seconds,
-            "folder": str(result.folder),
-        }
-        for result in results
-    ]
 
 
 @dataclass(frozen=True)
@@ -121,10 +96,10 @@ class Standing:
         method (str): As the recipe calls it.
         title (str): Its name in a sentence.
         value (Estimate): The metric.
-        difference (Estimate): To the first method, seed by seed.
-        gradients (float | None): All gradients of its trainings, over the first method's.
-        cpu_time (float | None): The same of the steps' CPU time; None on a GPU.
-        time (float | None): The same of their wall-clock time, each kind of step at its median.
+        difference (Estimate): To the first method, paired by seed.
+        gradients (float | None): All gradients of its trainings, relative to the first method.
+        cpu_time (float | None): The CPU time of its steps, likewise; None on a GPU.
+        time (float | None): The wall-clock time of its steps, likewise, each kind of step at its median.
         sharp_fraction (float | None): The fraction of sharp steps, None where nothing decides.
     """
 
@@ -138,52 +113,32 @@ class Standing:
     sharp_fraction: float | None
 
 
+def rows(results: Iterable[Result]) -> list[dict[str, Any]]:
+    """The results as plain values, one row for each training."""
+    return [
+        {
+            "method": result.method,
+            "seed": result.seed,
+            "metric": result.summary.headline and result.summary.headline.name,
+            "value": result.summary.headline and result.summary.headline.value,
+            "sharp_fraction": result.sharp_fraction,
+            **{name: getattr(result.summary, name) for name in _MEASURED},
+            "folder": str(result.folder),
+        }
+        for result in results
+    ]
+
+
 def standings(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The table as plain values.
-
-    Args:
-        results (Sequence[Result]): All of them.
-
-    Returns:
-        list[dict[str, Any]]: One for each method; see `Standing`.
-    """
+    """The table as plain values, one row for each method; see `Standing`."""
     found = [asdict(standing) for standing in _standings(results)]
-    for standing in found:  # JSON has no NaN
-        for name in ("value", "difference"):
-            standing[name]["mean"] = standing[name]["mean"] if math.isfinite(standing[name]["mean"]) else None
+    for estimate in (standing[name] for standing in found for name in ("value", "difference")):
+        estimate["mean"] = estimate["mean"] if math.isfinite(estimate["mean"]) else None  # JSON has no NaN
     return found
 
 
-def _standings(results: Sequence[Result]) -> list[Standing]:
-    methods = _by_method(results)
-    first = next(iter(methods.values()))
-    return [_standing(runs, first) for runs in methods.values()]
-
-
-def _standing(runs: Sequence[Result], first: Sequence[Result]) -> Standing:
-    differences = [run.value - other.value for run, other in zip(runs, first, strict=True)]
-    fractions = [run.sharp_fraction for run in runs if run.sharp_fraction is not None]
-    return Standing(
-        runs[0].method,
-        runs[0].title,
-        Estimate.of([run.value for run in runs]),
-        Estimate.of(differences),
-        _ratio(runs, first, "gradients"),
-        _ratio(runs, first, "cpu_seconds"),
-        _ratio(runs, first, "steady_seconds"),
-        statistics.fmean(fractions) if fractions else None,
-    )
-
-
-def _ratio(runs: Sequence[Result], first: Sequence[Result], name: str) -> float | None:
-    """The ratio of two totals, None where one is not known or nothing was trained."""
-    totals = [[getattr(run.summary, name) for run in some] for some in (runs, first)]
-    known = None not in (*totals[0], *totals[1]) and sum(totals[1]) > 0
-    return sum(totals[0]) / sum(totals[1]) if known else None
-
-
 def table(results: Sequence[Result]) -> str:
-    """The results as people read them: a row for each method, means over its seeds, and what the columns mean.
+    """The table as text: a row for each method, means over its seeds, and what the columns mean.
 
     Args:
         results (Sequence[Result]): All of them.
@@ -191,15 +146,15 @@ def table(results: Sequence[Result]) -> str:
     Returns:
         str: At most 60 columns wide, unless names are long.
     """
-    found = _standings(results)
+    first, *_ = found = _standings(results)
     digits = 1 if _is_accuracy(results) else 3
     on_cpu = all(standing.cpu_time is not None for standing in found)
-    lines = [["method", _metric(results), f"vs {found[0].method}", "gradients", "CPU" if on_cpu else "time", "sharp"]]
+    lines = [["method", _metric(results), f"vs {first.method}", "gradients", "CPU" if on_cpu else "time", "sharp"]]
     for one in found:
-        time = one.cpu_time if on_cpu else one.time
+        costs = [one.gradients, one.cpu_time if on_cpu else one.time]
         lines.append([
-            one.method, one.value.shown(digits), "" if one is found[0] else one.difference.shown(digits, "+"),
-            "-" if one.gradients is None else f"{one.gradients:.2f}", "-" if time is None else f"{time:.2f}",
+            one.method, one.value.shown(digits), "" if one is first else one.difference.shown(digits, "+"),
+            *("-" if cost is None else f"{cost:.2f}" for cost in costs),
             "" if one.sharp_fraction is None else f"{100 * one.sharp_fraction:.0f} %",
         ])  # fmt: skip
     columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
@@ -209,20 +164,6 @@ def table(results: Sequence[Result]) -> str:
         for line in zip(*columns, strict=True)
     )
     return f"{text}\n\n{_caption(results, on_cpu)}"
-
-
-def _caption(results: Sequence[Result], on_cpu: bool) -> str:
-    seeds = sorted({result.seed for result in results})
-    time = "CPU time of the steps" if on_cpu else "time of the steps"
-    words = [f"On {results[0].evaluated_on}, evaluated after the last step."]
-    if len(seeds) > 1:
-        words.append(
-            f"Seeds {seeds[0]} to {seeds[-1]}: mean ± 95 % confidence interval; differences are paired by seed."
-        )
-    words.append(f"Gradients and {time} are totals, relative to {results[0].method}.")
-    if any(result.decides for result in results):
-        words.append("Sharp: the fraction of steps on which the method chose to pay for sharpness.")
-    return textwrap.fill(" ".join(words), _WIDTH)
 
 
 def conclusion(results: Sequence[Result]) -> str:
@@ -237,29 +178,25 @@ def conclusion(results: Sequence[Result]) -> str:
     first, *others = _standings(results)
     if not all(math.isfinite(result.value) for result in results):
         return "Not every model was evaluated, so nothing can be said."
-    sign, unit = (1, "points ") if _is_accuracy(results) else (-1, f"in {_metric(results)} ")
     if not others:
         return f"{first.title} was trained alone: there is nothing to compare it with."
-    clear = [
-        one for one in others if one.difference.half is not None and sign * one.difference.mean > one.difference.half
-    ]
+    digits, sign, unit = (1, 1, "points") if _is_accuracy(results) else (3, -1, f"in {_metric(results)}")
+    gains = {one: Estimate(sign * one.difference.mean, one.difference.half) for one in others}
+
+    def compared(one: Standing) -> str:
+        size = Estimate(abs(gains[one].mean), gains[one].half).shown(digits)
+        way = "better" if gains[one].mean >= 0 else "worse"
+        ratio = one.gradients or 1.0
+        cost = "the same number of gradients" if abs(ratio - 1) < 0.005 else f"{ratio:.2f} times the gradients"
+        return f"{one.title} is {size} {unit} {way} than {first.title} for {cost}"
+
+    clear = [one for one, gain in gains.items() if gain.half is not None and gain.mean > gain.half]
     if clear:
-        cheapest = min(clear, key=lambda one: (round(one.gradients or 0, 2), -sign * one.difference.mean))
-        return f"{_compared(cheapest, first, sign, unit)}."
-    best = max(others, key=lambda one: sign * one.difference.mean)
-    said = _compared(best, first, sign, unit)
+        return f"{compared(min(clear, key=lambda one: (round(one.gradients or 0, 2), -gains[one].mean)))}."
+    best = max(others, key=lambda one: gains[one].mean)
     if best.difference.half is None:
-        return f"In a single run each, which is mostly noise, {said}; --seeds 5 adds confidence intervals."
-    return f"No method is clearly better than {first.title}; of the others the best: {said}."
-
-
-def _compared(one: Standing, first: Standing, sign: int, unit: str) -> str:
-    digits = 1 if unit == "points " else 3
-    size = Estimate(abs(one.difference.mean), one.difference.half).shown(digits)
-    way = "better" if sign * one.difference.mean >= 0 else "worse"
-    ratio = one.gradients or 1.0
-    cost = "the same number of gradients" if abs(ratio - 1) < 0.005 else f"{ratio:.2f} times the gradients"
-    return f"{one.title} is {size} {unit}{way} than {first.title} for {cost}"
+        return f"In a single run each, which is mostly noise, {compared(best)}; --seeds 5 adds confidence intervals."
+    return f"No method is clearly better than {first.title}; of the others the best: {compared(best)}."
 
 
 def draw(results: Sequence[Result], path: Path) -> Path:
@@ -274,7 +211,7 @@ def draw(results: Sequence[Result], path: Path) -> Path:
     """
     from matplotlib.figure import Figure
 
-    adaptive = [runs for runs in _by_method(results).values() if runs[0].decides and runs[0].summary.steps]
+    adaptive = [runs for runs in _by_method(results) if runs[0].decides and runs[0].summary.steps]
     heights = [3.6, *(1.5 for _ in adaptive)]
     figure = Figure(figsize=(7, sum(heights)), layout="constrained")
     axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -288,13 +225,9 @@ def draw(results: Sequence[Result], path: Path) -> Path:
 def _draw_standings(axis: Any, results: Sequence[Result]) -> None:
     found = _standings(results)
     for one, marker in zip(found, itertools.cycle("so^Dv<>p*h")):
-        axis.errorbar(
-            one.gradients or 1.0, one.value.mean, yerr=one.value.half, fmt=marker, ms=8, capsize=5, color="0.15",
-            mfc="white" if one is found[0] else "0.15",
-        )  # fmt: skip
-        axis.annotate(
-            one.title, (one.gradients or 1.0, one.value.mean), xytext=(10, 0), textcoords="offset points", va="center"
-        )
+        point, fill = (one.gradients or 1.0, one.value.mean), "white" if one is found[0] else "0.15"
+        axis.errorbar(*point, yerr=one.value.half, fmt=marker, ms=8, capsize=5, color="0.15", mfc=fill)
+        axis.annotate(one.title, point, xytext=(10, 0), textcoords="offset points", va="center")
     axis.margins(x=0.25, y=0.15)
     axis.grid(axis="y", color="0.9")
     seeds = len({result.seed for result in results})
@@ -305,28 +238,53 @@ def _draw_standings(axis: Any, results: Sequence[Result]) -> None:
 
 def _draw_decisions(axis: Any, runs: Sequence[Result]) -> None:
     """The share of sharp steps in each of forty sections of training, over all seeds."""
-    decisions = [[bool(line.get("sam/applied")) for line in _steps(run)] for run in runs]
+    steps = [[line for line in read_metrics(run.folder / "metrics.jsonl") if "step_seconds" in line] for run in runs]
+    decisions = [[bool(line.get("sam/applied")) for line in lines] for lines in steps]
     count = min(40, *map(len, decisions))
-    shares = [
-        100
-        * statistics.fmean(
-            sharp for taken in decisions for sharp in taken[len(taken) * i // count : len(taken) * (i + 1) // count]
-        )
-        for i in range(count)
+    sections = [
+        [taken[len(taken) * i // count : len(taken) * (i + 1) // count] for taken in decisions] for i in range(count)
     ]
-    edges = [100 * i / count for i in range(count + 1)]
-    axis.stairs(shares, edges, fill=True, color="0.6")
-    axis.set(
-        xlabel="training, %",
-        ylabel="sharp steps, %",
-        ylim=(0, 100),
-        xlim=(0, 100),
-        title=f"When {runs[0].title} chose a sharp step",
+    shares = [100 * statistics.fmean(itertools.chain(*section)) for section in sections]
+    axis.stairs(shares, [100 * i / count for i in range(count + 1)], fill=True, color="0.6")
+    title = f"When {runs[0].title} chose a sharp step"
+    axis.set(xlabel="training, %", ylabel="sharp steps, %", ylim=(0, 100), xlim=(0, 100), title=title)
+
+
+def _standings(results: Sequence[Result]) -> list[Standing]:
+    methods = _by_method(results)
+    return [_standing(runs, methods[0]) for runs in methods]
+
+
+def _standing(runs: Sequence[Result], first: Sequence[Result]) -> Standing:
+    fractions = [run.sharp_fraction for run in runs if run.sharp_fraction is not None]
+    return Standing(
+        runs[0].method,
+        runs[0].title,
+        Estimate.of([run.value for run in runs]),
+        Estimate.of([run.value - other.value for run, other in zip(runs, first, strict=True)]),
+        *(_ratio(runs, first, name) for name in ("gradients", "cpu_seconds", "steady_seconds")),
+        statistics.fmean(fractions) if fractions else None,
     )
 
 
-def _steps(run: Result) -> list[Mapping[str, Any]]:
-    return [line for line in read_metrics(run.folder / "metrics.jsonl") if "step_seconds" in line]
+def _ratio(runs: Sequence[Result], first: Sequence[Result], name: str) -> float | None:
+    """The ratio of two totals, None where one is not known or nothing was trained."""
+    totals = [[getattr(run.summary, name) for run in some] for some in (runs, first)]
+    known = None not in (*totals[0], *totals[1]) and sum(totals[1]) > 0
+    return sum(totals[0]) / sum(totals[1]) if known else None
+
+
+def _caption(results: Sequence[Result], on_cpu: bool) -> str:
+    seeds = sorted({result.seed for result in results})
+    words = [f"On {results[0].evaluated_on}, evaluated after the last step."]
+    if len(seeds) > 1:
+        interval = "mean ± 95 % confidence interval; differences are paired by seed."
+        words.append(f"Seeds {seeds[0]} to {seeds[-1]}: {interval}")
+    time = "CPU time of the steps" if on_cpu else "time of the steps"
+    words.append(f"Gradients and {time} are totals, relative to {results[0].method}.")
+    if any(result.decides for result in results):
+        words.append("Sharp: the fraction of steps on which the method chose to pay for sharpness.")
+    return textwrap.fill(" ".join(words), _WIDTH)
 
 
 def _metric(results: Iterable[Result]) -> str:
@@ -338,8 +296,8 @@ def _is_accuracy(results: Iterable[Result]) -> bool:
     return all(run.summary.headline is None or run.summary.headline.name == "accuracy" for run in results)
 
 
-def _by_method(results: Iterable[Result]) -> dict[str, list[Result]]:
+def _by_method(results: Iterable[Result]) -> list[list[Result]]:
     methods: dict[str, list[Result]] = {}
     for result in results:
         methods.setdefault(result.method, []).append(result)
-    return methods
+    return list(methods.values())

@@ -77,10 +77,10 @@ def _size(recipe: Recipe) -> dict[str, Any]:
     from composer.core import TimeUnit
 
     from sam_algos.recipes.data.datasets import load_data
-    from sam_algos.recipes.data.models import build_model_for
+    from sam_algos.recipes.data.models import build_model
 
     train, test = load_data(recipe)
-    model = build_model_for(recipe.model, train)
+    model = build_model(recipe.model, train)
     per_epoch = len(train) // recipe.global_train_batch_size
     duration = Time.from_input(recipe.max_duration, TimeUnit.EPOCH)
     steps = {

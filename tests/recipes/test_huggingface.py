@@ -15,7 +15,7 @@ from torch.nn import functional
 from sam_algos import train
 from sam_algos.recipes import RecipeError, load_recipe
 from sam_algos.recipes.data.datasets import build_dataset
-from sam_algos.recipes.data.models import build_model_for
+from sam_algos.recipes.data.models import build_model
 from sam_algos.recipes.data.texts import Bytes, LabelledTexts, TextBlocks
 from sam_algos.recipes.run import prepare
 from tests.command.running import Capture, lines, metrics, refused
@@ -40,7 +40,7 @@ def passages() -> LabelledTexts:
 
 
 def build(texts: Any, /, name: str = "hf_sequence_classification", **section: Any) -> Any:
-    return build_model_for({"name": name, **section}, texts)
+    return build_model({"name": name, **section}, texts)
 
 
 @pytest.mark.parametrize("config", [GPT2, BERT], ids=["gpt2", "bert"])
@@ -225,7 +225,7 @@ def test_text_and_images_are_told_apart(passages: LabelledTexts) -> None:
     with pytest.raises(RecipeError, match=r"model.name: hf_causal_lm needs text to predict"):
         build(passages, "hf_causal_lm", config=GPT2)
     with pytest.raises(RecipeError, match=r"model.name: hf_causal_lm takes text; train_dataset has images"):
-        build_model_for({"name": "hf_causal_lm"}, build_dataset("data", {"name": "digits"}, train=True))
+        build_model({"name": "hf_causal_lm"}, build_dataset("data", {"name": "digits"}, train=True))
 
 
 def test_without_transformers_the_extra_is_named(blocks: TextBlocks, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def digits(*, part: Part, augment: bool, split_seed: int = 0) -> LabelledImages:
     pixels, labels = load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).div(16).reshape(-1, 1, 8, 8)
     transform = tf.Compose([ToFloat(), centred])
-    data = LabelledImages(TensorDataset(images), labels, num_classes=10, transform=transform)
+    data = LabelledImages(TensorDataset(images), torch.as_tensor(labels), num_classes=10, transform=transform)
     others, validation = divide(data.labels, validation=360, train=None, seed=0)
     rest = data.among(others)
     train, test = divide(rest.labels, validation=360, train=None, seed=split_seed)

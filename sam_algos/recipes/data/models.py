@@ -20,9 +20,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from sam_algos.core.options import UnitInterval
 from sam_algos.recipes.data.datasets import Samples
-from sam_algos.recipes.data.samples import LabelledImages
 from sam_algos.recipes.data.text_models import TEXT_MODELS, build_text_model
-from sam_algos.recipes.data.texts import TextBlocks
+from sam_algos.recipes.data.texts import LabelledTexts, TextBlocks
 from sam_algos.recipes.errors import BadArgument, RecipeError
 from sam_algos.recipes.names import arguments_of, construct, lookup
 
@@ -87,61 +86,43 @@ class Classifier(ComposerClassifier):
         return {"CrossEntropy": CrossEntropy(), "MulticlassAccuracy": accuracy}
 
 
-def build_model_for(section: Mapping[str, Any], data: Samples) -> ComposerClassifier | HuggingFaceModel:
-    """Build the network of a recipe for its data.
+def build_model(section: Mapping[str, Any], data: Samples) -> ComposerClassifier | HuggingFaceModel:
+    """Build the network of a recipe, and check that it takes the data.
 
     Args:
         section (Mapping[str, Any]): Its name and arguments.
         data (Samples): What it is trained on.
 
     Returns:
-        ComposerClassifier | HuggingFaceModel: In training mode.
+        ComposerClassifier | HuggingFaceModel: In training mode; its loss also takes soft labels, as MixUp makes them.
 
     Raises:
         RecipeError: For a wrong name or argument, and if the network does not take the data.
     """
-    if isinstance(data, LabelledImages):
-        return build_model(section, data[0][0], data.num_classes)
-    factory = lookup("model.name", "model", section["name"], models())
-    if factory not in TEXT_MODELS.values():
-        fits = "hf_causal_lm" if isinstance(data, TextBlocks) else "hf_sequence_classification"
-        raise RecipeError("model.name", f"{section['name']} takes images; train_dataset has text: write {fits}")
-    return build_text_model(section, factory, data)
-
-
-def build_model(section: Mapping[str, Any], sample: torch.Tensor, num_classes: int) -> ComposerClassifier:
-    """Build the network of a recipe, and see that it takes the data's images.
-
-    Args:
-        section (Mapping[str, Any]): Its name and arguments.
-        sample (torch.Tensor): One image, shape ``(channels, height, width)``.
-        num_classes (int): Number of classes.
-
-    Returns:
-        ComposerClassifier: With cross-entropy that also takes soft labels, as MixUp makes them.
-
-    Raises:
-        RecipeError: For a wrong name or argument, and if the network does not take `sample`.
-    """
-    factory = lookup("model.name", "model", section["name"], models())
-    if factory in TEXT_MODELS.values():
-        raise RecipeError("model.name", f"{section['name']} takes text; train_dataset has images")
-    arguments = arguments_of(section)
+    name, factory = section["name"], lookup("model.name", "model", section["name"], models())
+    takes_text = factory in TEXT_MODELS.values()
+    if isinstance(data, LabelledTexts):
+        if not takes_text:
+            fits = "hf_causal_lm" if isinstance(data, TextBlocks) else "hf_sequence_classification"
+            raise RecipeError("model.name", f"{name} takes images; train_dataset has text: write {fits}")
+        return build_text_model(section, factory, data)
+    if takes_text:
+        raise RecipeError("model.name", f"{name} takes text; train_dataset has images")
+    sample, classes, arguments = data[0][0], data.num_classes, arguments_of(section)
     ours = inspect.signature(classification_loss).parameters
     loss = construct("model", classification_loss, {name: arguments.pop(name) for name in ours if name in arguments})
-    known = {"num_classes": num_classes, "in_channels": sample.shape[0], "in_features": sample.numel()}
+    known = {"num_classes": classes, "in_channels": sample.shape[0], "in_features": sample.numel()}
     takes = {"num_classes", *inspect.signature(factory).parameters}
-    supplied = {name: value for name, value in known.items() if name in takes}
-    network = construct("model", factory, arguments, **supplied)
+    network = construct("model", factory, arguments, **{key: known[key] for key in known if key in takes})
     shape = "x".join(map(str, sample.shape))
     try:
         with torch.no_grad():
             outputs = network.eval()(sample[None])
     except Exception as error:  # each network has its own way to refuse
-        raise RecipeError("model", f"{section['name']} does not take {shape} images: {error}") from error
-    if getattr(outputs, "shape", None) != (1, num_classes):
-        raise RecipeError("model", f"{section['name']} does not give {num_classes} logits for {shape} images")
-    return Classifier(network.train(), num_classes, loss)
+        raise RecipeError("model", f"{name} does not take {shape} images: {error}") from error
+    if getattr(outputs, "shape", None) != (1, classes):
+        raise RecipeError("model", f"{name} does not give {classes} logits for {shape} images")
+    return Classifier(network.train(), classes, loss)
 
 
 def mlp(*, num_classes: int, in_features: int, hidden: list[int] | None = None) -> nn.Module:
@@ -192,7 +173,7 @@ def small_cnn(*, num_classes: int, in_channels: int, width: int = 32, stride: in
         in_channels (int): Channels of the images.
         width (int): Channels of the first layer; the others have twice and four times as many.
             Default: ``32``.
-        stride (int): Of the first layer: 1 for images of 8x8, 2 for 32x32. Default: ``1``.
+        stride (int): Stride of the first layer: 1 for images of 8x8, 2 for 32x32. Default: ``1``.
 
     Returns:
         nn.Module: The network.
@@ -248,7 +229,7 @@ def _torchvision(model: str, /, *, num_classes: int, **options: Any) -> nn.Modul
         options = {"aux_logits": False, "init_weights": True, **options}
     try:
         return torchvision.models.get_model(model, weights=None, num_classes=num_classes, **options)
-    except TypeError as error:  # as soon as one of its functions gets an argument that is not its own
+    except TypeError as error:  # from whichever of its functions gets the unknown argument
         strange = [name for name in options if f"unexpected keyword argument {name!r}" in str(error)]
         if not strange:
             raise

@@ -209,8 +209,8 @@ def _blocks(text: str, length: int, path: str | None) -> TextBlocks:
     count = len(tokens) // length
     if not count:
         raise BadArgument("block_size", f"must be at most {len(tokens)}, the tokens of the text, got {length}")
-    labels = torch.zeros(count, dtype=torch.int64)
-    return TextBlocks(tokens[: count * length].reshape(count, length), labels, 1, tokenizer, length)
+    blocks = list(tokens[: count * length].reshape(count, length))
+    return TextBlocks(blocks, torch.zeros(count, dtype=torch.int64), 1, tokenizer, length)
 
 
 def _passages(texts: list[str], labels: Tensor, num_classes: int, length: int, path: str | None) -> LabelledTexts:

@@ -262,7 +262,9 @@ def _standing(runs: Sequence[Result], first: Sequence[Result]) -> Standing:
         runs[0].title,
         Estimate.of([run.value for run in runs]),
         Estimate.of([run.value - other.value for run, other in zip(runs, first, strict=True)]),
-        *(_ratio(runs, first, name) for name in ("gradients", "cpu_seconds", "steady_seconds")),
+        _ratio(runs, first, "gradients"),
+        _ratio(runs, first, "cpu_seconds"),
+        _ratio(runs, first, "steady_seconds"),
         statistics.fmean(fractions) if fractions else None,
     )
 

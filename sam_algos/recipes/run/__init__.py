@@ -24,7 +24,7 @@ from sam_algos.recipes.components import (
     loggers,
 )
 from sam_algos.recipes.data.datasets import build_loader, load_data
-from sam_algos.recipes.data.models import Classifier, build_model_for
+from sam_algos.recipes.data.models import Classifier, build_model
 from sam_algos.recipes.errors import RecipeError
 from sam_algos.recipes.load import dump_recipe, load_recipe
 from sam_algos.recipes.results import Summary, summarise
@@ -224,7 +224,7 @@ def prepare(recipe: Recipe, name: str, relabellings: Sequence[Relabelling] | Non
     train, test = load_data(recipe)
     train = replace(train, labels=before[-1].labels) if before else train
     reproducibility.seed_all(recipe.seed)
-    model = build_model_for(recipe.model, train)
+    model = build_model(recipe.model, train)
     optimizer = build_optimizer(recipe.optimizer, model.parameters())
     scheduler = build_scheduler(recipe.scheduler, optimizer)
     size = recipe.global_train_batch_size

@@ -177,18 +177,14 @@ def _one_by_one(entries: Sequence[Entry], name: str, threads: int | None) -> lis
 
 
 def _side_by_side(entries: Sequence[Entry], name: str, jobs: int, threads: int | None) -> list[Result]:
-    import multiprocessing
-    from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+    from concurrent.futures import FIRST_COMPLETED, wait
 
     from tqdm import tqdm
 
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(threads,))
     results: dict[int, Result] = {}
     with (
         _named(entries, name) as entries,
-        _terminable(),
-        _stopped(pool),
+        _pool(jobs, threads) as pool,
         tqdm(total=len(entries), unit="run", disable=None) as bar,
     ):
         todo, going = list(enumerate(entries)), {}
@@ -229,22 +225,16 @@ def _named(entries: Sequence[Entry], name: str) -> Iterator[list[Entry]]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Turn a termination into an exception, so that the processes of the pool end, too."""
+def _pool(jobs: int, threads: int | None) -> Iterator[ProcessPoolExecutor]:
+    """Processes to train in; after an error or a signal they end at once, each training with its files in order."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(threads,))
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _stopped(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """End the pool; after an error or an interrupt at once, each training with its files in order."""
-    import multiprocessing
-
-    try:
-        yield
+        yield pool
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
@@ -252,6 +242,7 @@ def _stopped(pool: ProcessPoolExecutor) -> Iterator[None]:
         raise
     finally:
         pool.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _start(threads: int | None) -> None:

@@ -32,8 +32,8 @@ def models() -> dict[str, Callable[..., nn.Module]]:
     """The networks by name: torchvision's classifiers, pytorchcv's for CIFAR, this file's, and Hugging Face's.
 
     Returns:
-        dict[str, Callable]: Functions of ``num_classes``, of ``in_channels`` where they take it, and of the arguments
-        in the recipe; `TEXT_MODELS` are functions of the data instead.
+        dict[str, Callable]: Functions that give the network, of ``num_classes``, of ``in_channels`` and ``in_features``
+        where they take them, and of the arguments in the recipe; `TEXT_MODELS` are functions of the data instead.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     return {
@@ -132,9 +132,6 @@ def mlp(*, num_classes: int, in_features: int, hidden: list[int] | None = None) 
         num_classes (int): Number of classes.
         in_features (int): Numbers in one sample.
         hidden (list[int], optional): Width of each hidden layer. Default: ``[100, 100]``, MNIST-1D's.
-
-    Returns:
-        nn.Module: The network.
     """
     hidden = [100, 100] if hidden is None else hidden
     if not all(type(width) is int and width >= 1 for width in hidden):
@@ -153,9 +150,6 @@ def cnn_1d(*, num_classes: int, in_channels: int, in_features: int, width: int =
         in_channels (int): Channels of the signals.
         in_features (int): Numbers in one signal, all channels together.
         width (int): Channels of each convolution. Default: ``25``.
-
-    Returns:
-        nn.Module: The network.
     """
     length = in_features // in_channels
     layers: list[nn.Module] = []
@@ -174,9 +168,6 @@ def small_cnn(*, num_classes: int, in_channels: int, width: int = 32, stride: in
         width (int): Channels of the first layer; the others have twice and four times as many.
             Default: ``32``.
         stride (int): Stride of the first layer: 1 for images of 8x8, 2 for 32x32. Default: ``1``.
-
-    Returns:
-        nn.Module: The network.
     """
     channels = [in_channels, width, 2 * width, 4 * width]
     layers: list[nn.Module] = []
@@ -190,13 +181,12 @@ def small_cnn(*, num_classes: int, in_channels: int, width: int = 32, stride: in
 def resnet18_cifar(*, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
     """ResNet-18 of torchvision with the stem for small images: a 3x3 convolution and no pooling.
 
+    It has 11.2 M parameters for 10 classes.
+
     Args:
         num_classes (int): Number of classes.
         in_channels (int): Channels of the images.
         **options (Any): Further arguments of torchvision's ResNet.
-
-    Returns:
-        nn.Module: The network, with 11.2 M parameters for 10 classes.
     """
     network = torchvision.models.resnet18(weights=None, num_classes=num_classes, **options)
     network.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
@@ -208,14 +198,13 @@ def resnet18_cifar(*, num_classes: int, in_channels: int, **options: Any) -> nn.
 def vit_s16(*, num_classes: int, image_size: int = 224, patch_size: int = 16, **options: Any) -> nn.Module:
     """ViT-S (12 layers, 6 heads, width 384); for CIFAR set ``image_size: 32, patch_size: 4``.
 
+    It has 22.1 M parameters for 1000 classes.
+
     Args:
         num_classes (int): Number of classes.
         image_size (int): Height and width of the images. Default: ``224``.
         patch_size (int): Height and width of a patch; divides `image_size`. Default: ``16``.
-        **options (Any): Further arguments of torchvision's VisionTransformer, or others for the three above.
-
-    Returns:
-        nn.Module: The network, with 22.1 M parameters for 1000 classes.
+        **options (Any): Further arguments of torchvision's VisionTransformer, or other values for ViT-S's.
     """
     small = {"num_layers": 12, "num_heads": 6, "hidden_dim": 384, "mlp_dim": 1536}
     shape = {"image_size": image_size, "patch_size": patch_size, "num_classes": num_classes}

@@ -91,19 +91,9 @@ def hf_causal_lm(
 def hf_sequence_classification(
     *, data: LabelledTexts, pretrained: Folder | None = None, config: dict[str, Any] | None = None
 ) -> HuggingFaceModel:
-    """A sequence classifier.
+    """A sequence classifier, with arguments as for `hf_causal_lm`.
 
-    Args:
-        data (LabelledTexts): What it is trained on; gives the number of classes, and as for `hf_causal_lm`.
-        pretrained (str, optional): As for `hf_causal_lm`. A model without a classifier gets a new last layer.
-        config (dict, optional): As for `hf_causal_lm`.
-
-    Returns:
-        HuggingFaceModel: In training mode.
-
-    Raises:
-        RecipeError: For a wrong config.
-        ValueError: If there is no model in the folder, and if transformers is not installed.
+    The data also give the number of classes. A pretrained model without a classifier gets a new last layer.
     """
     if isinstance(data, TextBlocks):
         raise RecipeError("model.name", "hf_sequence_classification needs classes; train_dataset has none")

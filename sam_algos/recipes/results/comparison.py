@@ -140,11 +140,7 @@ def standings(results: Sequence[Result]) -> list[dict[str, Any]]:
 def table(results: Sequence[Result]) -> str:
     """The table as text: a row for each method, means over its seeds, and what the columns mean.
 
-    Args:
-        results (Sequence[Result]): All of them.
-
-    Returns:
-        str: At most 60 columns wide, unless names are long.
+    It is at most 60 columns wide, unless names are long.
     """
     first, *_ = found = _standings(results)
     digits = 1 if _is_accuracy(results) else 3
@@ -167,14 +163,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def conclusion(results: Sequence[Result]) -> str:
-    """What was seen, in one sentence: the cheapest method whose gain exceeds its confidence interval.
-
-    Args:
-        results (Sequence[Result]): All of them.
-
-    Returns:
-        str: Whichever way it came out.
-    """
+    """What was seen, in one sentence: the cheapest method whose gain exceeds its confidence interval, if any."""
     first, *others = _standings(results)
     if not all(math.isfinite(result.value) for result in results):
         return "Not every model was evaluated, so nothing can be said."

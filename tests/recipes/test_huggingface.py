@@ -102,6 +102,7 @@ def test_evaluation_weighs_every_token_alike(write: Write, tmp_path: Path) -> No
     )
     assert run.summary().headline is None
     run.trainer.fit()
+    run.trainer.close()
     model: Any = run.trainer.state.model.eval()
     data: Any = run.trainer.state.evaluators[0].dataloader.dataloader.dataset
     assert bytes(torch.stack([ids for ids, _ in data]).flatten().tolist()).decode() == letters
@@ -118,6 +119,7 @@ def test_evaluation_weighs_every_passage_alike(write: Write, tmp_path: Path) -> 
     section = "train_dataset={name: text_table, path: ../table.csv, eval_path: ../table.csv, max_length: 16}"
     run = prepare(load_recipe(write(PASSAGES + COMMON), [section, "global_eval_batch_size=4"]), "test")
     run.trainer.fit()
+    run.trainer.close()
     model: Any = run.trainer.state.model.eval()
     data: Any = build_dataset("data", load_recipe(run.recipe).train_dataset, train=False)
     with torch.no_grad():

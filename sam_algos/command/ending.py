@@ -74,11 +74,7 @@ def exit_status(command: Callable[[], int], argv: Sequence[str], *, traceback: b
 
 
 def running(run: Run) -> None:
-    """Say which run is going on, so that an interrupt can say where its files are, and how to go on.
-
-    Args:
-        run (Run): Takes the place of the one before.
-    """
+    """Say which run is going on now, so that an interrupt can say where its files are, and how to go on."""
     _note_checkpoint()
     _running[:] = [run]
 

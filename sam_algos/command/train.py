@@ -1,4 +1,4 @@
-"""``sam-algos train``."""
+"""``sam-algos train``: train, and print a table."""
 
 from __future__ import annotations
 
@@ -50,10 +50,7 @@ def train(recipe: Recipe, label: str, *, quiet: bool = False) -> Run:
         quiet (bool, optional): Whether to print nothing meanwhile. Default: ``False``.
 
     Returns:
-        Run: The last training, done.
-
-    Raises:
-        RecipeError: For whatever else is wrong with the recipe.
+        Run: The last training, after its end.
     """
     from sam_algos.recipes.run import trainings  # imports Composer, which takes seconds
 

@@ -9,7 +9,7 @@ from composer.core import DataSpec
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
-from sam_algos.recipes.data import images, texts  # which put their data sets into DATASETS
+from sam_algos.recipes.data import images, texts  # they put their data sets into DATASETS
 from sam_algos.recipes.data.samples import LabelledImages
 from sam_algos.recipes.data.texts import LabelledTexts
 from sam_algos.recipes.errors import RecipeError
@@ -24,13 +24,7 @@ Samples = LabelledImages | LabelledTexts
 
 
 def load_data(recipe: Recipe) -> tuple[Samples, Samples]:
-    """Open the data of a recipe.
-
-    Args:
-        recipe (Recipe): A resolved recipe.
-
-    Returns:
-        tuple: The training samples, and the evaluation samples.
+    """Open the data of a recipe: the training samples, and the evaluation samples.
 
     Raises:
         RecipeError: If the files are not there, or the two differ in kind, classes or vocabulary.
@@ -51,10 +45,10 @@ def build_dataset(where: str, section: Mapping[str, Any], *, train: bool, augmen
         where (str): The section, ``train_dataset`` or ``eval_dataset``.
         section (Mapping[str, Any]): The name, the data set's options, and for training ``label_noise``
             (see `flip_labels`) with its own ``noise_seed``; ``evaluate`` says which samples the recipe evaluates on,
-            ``test`` or ``validation``; where the test set is published, ``validation`` samples are set aside and
-            ``train_subset`` drawn from the training set by ``split_seed`` (see `divide`).
-        train (bool): The training split with its augmentation, or the test split without.
-        augment (bool, optional): False for the training split without its augmentation, too. Default: ``True``.
+            ``test`` or ``validation``; where the test set is published, ``split_seed`` draws the ``validation`` and
+            ``train_subset`` samples from the training set (see `divide`).
+        train (bool): True for the training split with its augmentation, False for the test split without.
+        augment (bool, optional): False for the training split without its augmentation. Default: ``True``.
 
     Returns:
         Samples: Images, texts with classes, or blocks of text.

@@ -31,9 +31,8 @@ _PYTORCHCV = ("resnet20", "wrn28_10", "pyramidnet110_a270")
 def models() -> dict[str, Callable[..., nn.Module]]:
     """The networks by name: torchvision's classifiers, pytorchcv's for CIFAR, this file's, and Hugging Face's.
 
-    Returns:
-        dict[str, Callable]: Functions that give the network, of ``num_classes``, of ``in_channels`` and ``in_features``
-        where they take them, and of the arguments in the recipe; `TEXT_MODELS` are functions of the data instead.
+    They are functions of ``num_classes``, of ``in_channels`` and ``in_features`` if they take them, and of the
+    arguments in the recipe; `TEXT_MODELS` are functions of the data instead.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     return {
@@ -87,14 +86,9 @@ class Classifier(ComposerClassifier):
 
 
 def build_model(section: Mapping[str, Any], data: Samples) -> ComposerClassifier | HuggingFaceModel:
-    """Build the network of a recipe, and check that it takes the data.
+    """Build the network of a recipe for its training data, in training mode.
 
-    Args:
-        section (Mapping[str, Any]): Its name and arguments.
-        data (Samples): What it is trained on.
-
-    Returns:
-        ComposerClassifier | HuggingFaceModel: In training mode; its loss also takes soft labels, as MixUp makes them.
+    Its loss also takes soft labels, as MixUp makes them.
 
     Raises:
         RecipeError: For a wrong name or argument, and if the network does not take the data.

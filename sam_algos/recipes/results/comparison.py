@@ -191,12 +191,7 @@ def conclusion(results: Sequence[Result]) -> str:
 def draw(results: Sequence[Result], path: Path) -> Path:
     """Draw the metric against gradients, a point for each method; below it when adaptive methods took sharp steps.
 
-    Args:
-        results (Sequence[Result]): All of them.
-        path (Path): The picture, in any format that matplotlib writes.
-
-    Returns:
-        Path: The same.
+    The path, which is also returned, may have any format that matplotlib writes.
     """
     from matplotlib.figure import Figure
 

@@ -20,13 +20,10 @@ def ask_for_the_cpu_once() -> None:
 
 
 def skip_unheard_events(engine: Engine) -> None:
-    """Make an engine call only the callbacks that act on an event.
+    """Make a Trainer's engine call only the callbacks that act on an event.
 
     Composer runs a dozen events a pass. For each of them it calls every callback, and formats a debugging line for
     every call. With a profiler all events run as they do in Composer, as its ranges come from there.
-
-    Args:
-        engine (Engine): A Trainer's.
     """
     engine.run_event = partial(_run_event, engine, engine.run_event, cache(_acts))
 
@@ -49,15 +46,7 @@ def _acts(kind: type[Callback], event: Event) -> bool:
 
 
 def precision_on(device: Device, precision: str | None) -> str | None:
-    """The precision for Composer's Trainer.
-
-    Args:
-        device (Device): Where it trains.
-        precision (str, optional): What the recipe says.
-
-    Returns:
-        str | None: ``amp_bf16`` or ``fp32`` for ``amp_bf16_or_fp32``; other values unchanged.
-    """
+    """A recipe's precision on a device: ``amp_bf16`` or ``fp32`` for ``amp_bf16_or_fp32``, other values unchanged."""
     if precision != "amp_bf16_or_fp32":
         return precision
     # Older GPUs emulate bfloat16, more slowly than they compute in float32.

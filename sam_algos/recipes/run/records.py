@@ -1,4 +1,4 @@
-"""What a run writes down: a metrics file that can be plotted."""
+"""What a run records: its metrics as JSON lines, the time of its steps, and its training accuracy."""
 
 from __future__ import annotations
 

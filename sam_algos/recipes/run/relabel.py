@@ -41,15 +41,7 @@ class Relabelling:
 
 
 def relabel(recipe: Recipe, run: Run) -> Relabelling:
-    """Predict the labels of the samples that a network was trained on, without augmentation.
-
-    Args:
-        recipe (Recipe): The recipe of the run.
-        run (Run): After training.
-
-    Returns:
-        Relabelling: The same on all processes.
-    """
+    """Predict the labels of the samples that a run was trained on, without augmentation; on all processes the same."""
     true = build_dataset("train_dataset", eval_section(recipe.train_dataset), train=True, augment=False)
     loader: Any = run.trainer.state.train_dataloader
     before, predictions = loader.dataset.labels, _Predictions(len(true))

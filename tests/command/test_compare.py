@@ -18,8 +18,8 @@ import torch
 from composer import Trainer
 
 from sam_algos.command import main
-from sam_algos.recipes.comparison import Result, conclusion, draw, standings, table
-from sam_algos.recipes.summaries import Headline, Summary, read_metrics
+from sam_algos.recipes.results import Headline, Summary, read_metrics
+from sam_algos.recipes.results.comparison import Result, conclusion, draw, standings, table
 from tests.recipes.writing import TINY, Write
 
 Capture = pytest.CaptureFixture[str]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sam_algos.recipes import RecipeError, check_names, load_recipe
-from sam_algos.recipes.datasets import DATASETS
+from sam_algos.recipes.data.datasets import DATASETS
 from sam_algos.recipes.naming import catalogue as module
 from sam_algos.recipes.naming.arguments import Argument, Form, check, describe
 from sam_algos.recipes.naming.catalogue import catalogue

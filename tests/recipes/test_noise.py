@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam_algos.recipes.noise import LabelledImages, flip_labels, labelled
+from sam_algos.recipes.data.samples import LabelledImages, flip_labels
 
 
 def clean(n: int, classes: int) -> LabelledImages:
-    return labelled([(torch.tensor(float(i)),) for i in range(n)], [i % classes for i in range(n)], classes)
+    return LabelledImages([(torch.tensor(float(i)),) for i in range(n)], [i % classes for i in range(n)], classes)
 
 
 @given(n=st.integers(1, 200), classes=st.integers(2, 12), fraction=st.floats(0, 0.99), seed=st.integers(0, 2**31))

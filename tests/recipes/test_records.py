@@ -11,8 +11,8 @@ import torch
 from composer import Timestamp
 
 from sam_algos.command import main
-from sam_algos.recipes.records import MetricsFile, StepTimes
-from sam_algos.recipes.summaries import Headline, Summary, read_metrics, summarise
+from sam_algos.recipes.results import Headline, Summary, read_metrics, summarise
+from sam_algos.recipes.run.records import MetricsFile, StepTimes
 from tests.recipes.writing import TINY, Write
 
 
@@ -83,8 +83,8 @@ def test_only_rank_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, cpu = iter([0.0, 1.0, 10.0, 13.0]), iter([0.0, 0.5, 2.0, 6.0])
-    monkeypatch.setattr("sam_algos.recipes.records.time.perf_counter", lambda: next(clock))
-    monkeypatch.setattr("sam_algos.recipes.records.time.process_time", lambda: next(cpu))
+    monkeypatch.setattr("sam_algos.recipes.run.records.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("sam_algos.recipes.run.records.time.process_time", lambda: next(cpu))
     times, logger = StepTimes(), Metrics()
     for _ in range(2):
         times.batch_start(state(), logger)

@@ -104,7 +104,7 @@ def _form(group: str, factory: Any) -> Form:
 
         form = replace(form, arguments={**form.arguments, **forwarded(factory)}, takes_others=False)
     if group == "model" and "data" not in inspect.signature(factory).parameters:  # Hugging Face's have their own loss
-        from sam_algos.recipes.models import classification_loss
+        from sam_algos.recipes.data.models import classification_loss
 
         form = replace(form, arguments={**form.arguments, **describe(classification_loss).arguments})
     if isinstance(factory, partial):  # torchvision's networks and the like: their names say it

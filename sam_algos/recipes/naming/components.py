@@ -88,8 +88,8 @@ def loggers() -> dict[str, Callable[..., LoggerDestination]]:
 
 def everything() -> dict[str, Mapping[str, Callable[..., Any]]]:
     """All that a recipe can name, by what it is and by name; see `Catalogue`."""
-    from sam_algos.recipes.datasets import DATASETS
-    from sam_algos.recipes.models import models
+    from sam_algos.recipes.data.datasets import DATASETS
+    from sam_algos.recipes.data.models import models
 
     methods = {**METHODS, COMPOSED: SharpnessAware}
     return {

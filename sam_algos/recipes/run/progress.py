@@ -1,4 +1,4 @@
-"""What a training says while it runs: a line for each epoch, and on a terminal a bar within it."""
+"""What a training prints while it runs: a line for each epoch, and on a terminal a bar within it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 from tqdm import tqdm
 
-from sam_algos.recipes.summaries import headline
+from sam_algos.recipes.results import headline
 
 
 class Progress(LoggerDestination):
     """Prints ``epoch  3/24  loss 1.2345  accuracy 93.61 %  SAM  44.0 %  2.1 s`` after each epoch and at the end.
 
     The loss is the mean over the training batches since the last line, ``SAM`` the fraction of sharp steps so far, the
-    time that since the last line, evaluation included. Only rank 0 prints.
+    time is since the last line, evaluation included. Only rank 0 prints.
 
     Args:
-        stream (TextIO | None): Where to; a bar is drawn if it is a terminal. None says nothing.
+        stream (TextIO | None): Where to print; a bar is drawn if it is a terminal. None prints nothing.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        """Say nothing yet."""
+        """Print nothing yet."""
         self._stream = stream if dist.get_global_rank() == 0 else None
         self._bar: tqdm[Any] | None = None
         self._since = time.perf_counter()
@@ -34,7 +34,7 @@ class Progress(LoggerDestination):
         self._metrics: dict[str, Any] = {}
 
     def silence(self) -> None:
-        """Say nothing from now on."""
+        """Print nothing from now on."""
         self._stream = None
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -62,25 +62,19 @@ class Progress(LoggerDestination):
             self._bar.update()
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        """Take the bar away."""
+        """Take the bar away; the last evaluation may be still to come."""
         self.stop()
+
+    fit_end = close = epoch_end
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
         """Print the epoch's line, its evaluation included."""
         self._line(state)
 
-    def fit_end(self, state: State, logger: Logger) -> None:
-        """Take the bar away; the last evaluation may be still to come."""
-        self.stop()
-
     def finish(self, state: State) -> None:
         """Print what came after the last whole epoch, the last evaluation included."""
         if self._losses:
             self._line(state)
-
-    def close(self, state: State, logger: Logger) -> None:
-        """Leave no bar behind."""
-        self.stop()
 
     def stop(self) -> None:
         """Take the bar away, so that something else can be printed."""

@@ -1,4 +1,4 @@
-"""What a run came to, read from its metrics file: no Composer is needed."""
+"""The results of a run, read from its metrics file without Composer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 _EVALUATED = "metrics/eval/"
 
-_HEADLINES = {  # the one number by which people judge a model, by the name of Composer's or torchmetrics' class
+_HEADLINES = {  # the metric to judge a model by, under the name of Composer's or torchmetrics' class
     "MulticlassAccuracy": ("accuracy", 100.0, "{:.2f} %"),
     "LanguagePerplexity": ("perplexity", 1.0, "{:.3f}"),
     "LanguageCrossEntropy": ("cross-entropy", 1.0, "{:.4f}"),
@@ -25,7 +25,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
         path (Path): Written by ``MetricsFile``.
 
     Yields:
-        dict[str, Any]: A line; what a process that was killed left of one is passed over.
+        dict[str, Any]: A line. The incomplete line of a process that was killed is skipped.
     """
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -42,8 +42,8 @@ class Headline:
 
     Args:
         name (str): In words.
-        value (float): An accuracy in percent, others as they are.
-        shown (str): As people read it.
+        value (float): An accuracy in percent, other metrics unchanged.
+        shown (str): With its unit.
     """
 
     name: str
@@ -55,7 +55,7 @@ def headline(metrics: Mapping[str, Any]) -> Headline | None:
     """The metric to judge a model by, among those that an evaluation logged.
 
     Args:
-        metrics (Mapping[str, Any]): By the names that Composer gives them, ``metrics/eval/MulticlassAccuracy``.
+        metrics (Mapping[str, Any]): By Composer's names, e.g. ``metrics/eval/MulticlassAccuracy``.
 
     Returns:
         Headline | None: None if there is none.
@@ -74,17 +74,17 @@ def headline(metrics: Mapping[str, Any]) -> Headline | None:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run was, all of its processes together, however often it was resumed.
+    """The sums of a run's metrics, over all its processes and however often it was resumed.
 
     Args:
-        steps (int): Training steps.
-        headline (Headline | None): Of the last evaluation.
-        fraction (float): Of sharp steps.
-        gradients (float): Gradients, all steps together.
-        train_seconds (float): Of all steps, evaluation and checkpoints left out.
+        steps (int): Number of training steps.
+        headline (Headline | None): The metric of the last evaluation.
+        fraction (float): The fraction of sharp steps.
+        gradients (float): Gradients of all steps.
+        train_seconds (float): Time of all steps, without evaluation and checkpoints.
         cpu_seconds (float | None): CPU time of all steps on the first process; None where they ran on a device.
-        steady_seconds (float): The same as ``train_seconds`` if each kind of step had always taken its median time, so
-            that what disturbed some of them does not count.
+        steady_seconds (float): ``train_seconds`` with each step at the median of its kind, so that disturbances of
+            single steps do not count.
         plain_seconds (float | None): Median of a step with one gradient; None if there was none.
         sharp_seconds (float | None): Median of a sharp step.
     """
@@ -101,31 +101,24 @@ class Summary:
 
 
 def summarise(path: Path) -> Summary:
-    """Sum up a metrics file.
-
-    Args:
-        path (Path): Written by ``MetricsFile``; one that is not there is that of a run without steps.
-
-    Returns:
-        Summary: Of the run.
-    """
+    """Sum up a metrics file that ``MetricsFile`` wrote; a run without steps has none."""
     lines = list(read_metrics(path)) if path.exists() else []
     steps = [line for line in lines if "step_seconds" in line]
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    for step in steps:
-        seconds[bool(step.get("sam/applied"))].append(step["step_seconds"])
+    kinds = [
+        [step["step_seconds"] for step in steps if bool(step.get("sam/applied")) == sharp] for sharp in (False, True)
+    ]
     cpu = [step["step_cpu_seconds"] for step in steps if "step_cpu_seconds" in step]
     fractions = [step["sam/fraction"] for step in steps if "sam/fraction" in step]
     found = [headline(line) for line in lines if any(key.startswith(_EVALUATED) for key in line)]
-    medians = {kind: statistics.median(some) if some else None for kind, some in seconds.items()}
+    plain, sharp = (statistics.median(seconds) if seconds else None for seconds in kinds)
     return Summary(
         steps=len(steps),
         headline=found[-1] if found else None,
         fraction=fractions[-1] if fractions else 0.0,
         gradients=sum(step.get("sam/gradients", 1.0) for step in steps),
-        train_seconds=sum(map(sum, seconds.values())),
+        train_seconds=sum(map(sum, kinds)),
         cpu_seconds=sum(cpu) if len(cpu) == len(steps) else None,
-        steady_seconds=sum(len(some) * statistics.median(some) for some in seconds.values() if some),
-        plain_seconds=medians[False],
-        sharp_seconds=medians[True],
+        steady_seconds=sum(len(seconds) * statistics.median(seconds) for seconds in kinds if seconds),
+        plain_seconds=plain,
+        sharp_seconds=sharp,
     )

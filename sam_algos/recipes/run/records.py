@@ -1,4 +1,4 @@
-"""What a run writes down: a metrics file that can be plotted."""
+"""What a run records: its metrics as JSON lines, the time of its steps, and its training accuracy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from composer import Callback, Logger, State
 from composer.loggers import LoggerDestination
 from composer.utils import dist
 
-from sam_algos.recipes.summaries import read_metrics
+from sam_algos.recipes.results import read_metrics
 
 
 class MetricsFile(LoggerDestination):
@@ -22,8 +22,8 @@ class MetricsFile(LoggerDestination):
 
     Composer's FileLogger writes text for people. Here ``pandas.read_json(path, lines=True)`` gives a table
     with the columns ``batch``, ``epoch``, ``sam/applied``, ``sam/fraction``, ``step_seconds`` and whatever
-    else is logged; a number that is not finite is null. A run that is resumed goes on where its checkpoint was made:
-    lines of later batches, which it takes again, are dropped.
+    else is logged; a number that is not finite is null. A resumed run goes on where its checkpoint was made: lines of
+    later batches, which are trained again, are dropped.
 
     Args:
         path (str | Path): The file; it is opened when training starts, on rank 0 only.
@@ -40,29 +40,22 @@ class MetricsFile(LoggerDestination):
         self._pending.update(metrics)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Open the file, without what comes after the batch that training starts from."""
+        """Open the file, and drop the lines after the batch that training starts from."""
         if dist.get_global_rank() == 0 and self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _cut(self._path, int(state.timestamp.batch))
             self._file = self._path.open("a", encoding="utf-8")
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Write the batch's line."""
-        self._write(state)
+        """Write what was logged since the last line: in a batch, once an epoch, in an evaluation, or at the end."""
+        if self._file is not None and self._pending:
+            now = {"batch": int(state.timestamp.batch), "epoch": int(state.timestamp.epoch)}
+            numbers = {key: _number(value) for key, value in self._pending.items()}
+            self._file.write(json.dumps({**now, **numbers}) + "\n")
+            self._file.flush()
+        self._pending = {}
 
-    def epoch_end(self, state: State, logger: Logger) -> None:
-        """Write what is logged once an epoch."""
-        if self._pending:
-            self._write(state)
-
-    def eval_end(self, state: State, logger: Logger) -> None:
-        """Write the evaluation's line."""
-        self._write(state)
-
-    def fit_end(self, state: State, logger: Logger) -> None:
-        """Write what was logged after the last batch."""
-        if self._pending:
-            self._write(state)
+    epoch_end = eval_end = fit_end = batch_end
 
     def close(self, state: State, logger: Logger) -> None:
         """Close the file."""
@@ -70,17 +63,9 @@ class MetricsFile(LoggerDestination):
         if file is not None:
             file.close()
 
-    def _write(self, state: State) -> None:
-        if self._file is not None:
-            now = {"batch": int(state.timestamp.batch), "epoch": int(state.timestamp.epoch)}
-            numbers = {key: _number(value) for key, value in self._pending.items()}
-            self._file.write(json.dumps({**now, **numbers}) + "\n")
-            self._file.flush()
-        self._pending = {}
-
 
 def _cut(path: Path, batch: int) -> None:
-    """Drop the lines of batches after ``batch``, and what a process that was killed left of a line."""
+    """Drop the lines of batches after ``batch``, and the incomplete line of a process that was killed."""
     if path.exists():
         kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["batch"] <= batch]
         rest = path.with_name(f"{path.name}.new")
@@ -100,7 +85,7 @@ class StepTimes(Callback):
     """Times training steps, and logs ``step_seconds``, and on a CPU ``step_cpu_seconds``.
 
     A step is everything from the batch's arrival on the device to the end of the update; on a GPU the clock
-    is read when its work is done. CPU time is the process's, all threads together: other programs do not add to it.
+    is read when its work is done. CPU time is that of all threads of this process: other programs do not add to it.
     """
 
     def __init__(self) -> None:
@@ -130,7 +115,7 @@ class StepTimes(Callback):
 class TrainAccuracy(Callback):
     """Logs ``metrics/train/MulticlassAccuracy`` at the end of each epoch, over all of its batches.
 
-    The predictions are those of each step's first pass: augmented, and at weights that change from batch to batch. In a
+    The predictions come from each step's first pass: augmented, and at weights that change from batch to batch. In a
     run that was resumed within the epoch only the batches since then count.
     """
 

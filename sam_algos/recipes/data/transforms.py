@@ -1,4 +1,4 @@
-"""What is done to stored images: the SAM paper's augmentations, and decoding them once."""
+"""Transforms of stored images: the SAM paper's augmentations, and a cache of decoded images."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def small_images(
     """The transform of the SAM paper's table 1.
 
     Args:
-        augment (bool): False for what is not trained on.
-        augmentation (Small): Which.
-        mean (tuple[float, ...]): Of each channel, with values in ``[0, 1]``.
-        std (tuple[float, ...]): The same for the standard deviation.
+        augment (bool): False for samples that are not trained on.
+        augmentation (Small): The column of the table.
+        mean (tuple[float, ...]): Mean of each channel, with values in ``[0, 1]``.
+        std (tuple[float, ...]): Standard deviation of each channel.
         size (int, optional): Height and width. Default: ``32``.
-        policy (str, optional): AutoAugment's. Default: ``"CIFAR10"``.
-        flip (bool, optional): Whether a mirrored image is one of the same class. Default: ``True``.
+        policy (str, optional): AutoAugment's policy. Default: ``"CIFAR10"``.
+        flip (bool, optional): Whether a mirrored image has the same class. Default: ``True``.
         first (list, optional): Transforms to put before all others. Default: none.
 
     Returns:
@@ -47,9 +47,9 @@ def small_images(
 
 
 class ToFloat(tf.ToTensor):
-    """An image in ``[0, 1]``, be it decoded by PIL or a tensor already.
+    """Turns a PIL image or a tensor into a tensor with values in ``[0, 1]``.
 
-    A ``ToTensor``, which is where Composer's algorithms put what they do to images.
+    It is a ``ToTensor``, as Composer's algorithms insert their transforms before one.
     """
 
     def __call__(self, pic: Any) -> torch.Tensor:
@@ -86,7 +86,7 @@ class Cutout:
 
 
 class DecodedOnce:
-    """Images of a folder as tensors of bytes, kept in memory once they are read.
+    """Images of a folder as tensors of bytes, kept in memory after their first read.
 
     Args:
         images (Any): An ``ImageFolder``.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from sam_algos.core.options import UnitInterval
+from sam_algos.recipes.data.samples import Part, divide, flip_labels
 from sam_algos.recipes.errors import BadArgument
-from sam_algos.recipes.noise import flip_labels
-from sam_algos.recipes.splits import Part, divide
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,6 @@ class Source:
     def functions(self) -> tuple[Callable[..., Any], ...]:
         """Those that share its options."""
         return (self.read, *([self._divided] if self.own_test_set else []), self.__call__)
-
-    @property
-    def kind(self) -> type:
-        """The class of the samples."""
-        return typing.get_type_hints(self.read)["return"]
 
     def __call__(
         self, *, train: bool, augment: bool = True, label_noise: UnitInterval = 0.0, noise_seed: int = 0,

@@ -19,11 +19,11 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sam_algos.core.options import UnitInterval
+from sam_algos.recipes.data.datasets import Samples
+from sam_algos.recipes.data.text_models import TEXT_MODELS, build_text_model
+from sam_algos.recipes.data.texts import LabelledTexts, TextBlocks
 from sam_algos.recipes.errors import BadArgument, RecipeError
-from sam_algos.recipes.huggingface import TEXT_MODELS, build_text_model
 from sam_algos.recipes.naming.names import arguments_of, construct, lookup
-from sam_algos.recipes.noise import LabelledImages, Samples
-from sam_algos.recipes.texts import TextBlocks
 
 _PYTORCHCV = ("resnet20", "wrn28_10", "pyramidnet110_a270")
 
@@ -31,9 +31,8 @@ _PYTORCHCV = ("resnet20", "wrn28_10", "pyramidnet110_a270")
 def models() -> dict[str, Callable[..., nn.Module]]:
     """The networks by name: torchvision's classifiers, pytorchcv's for CIFAR, this file's, and Hugging Face's.
 
-    Returns:
-        dict[str, Callable]: Functions of ``num_classes``, of ``in_channels`` where they can be told, and
-        of the arguments in the recipe; those of `TEXT_MODELS` of the data instead.
+    They are functions of ``num_classes``, of ``in_channels`` and ``in_features`` if they take them, and of the
+    arguments in the recipe; `TEXT_MODELS` are functions of the data instead.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     return {
@@ -51,9 +50,8 @@ def classification_loss(*, label_smoothing: UnitInterval = 0.0) -> Loss:
     """Cross-entropy of logits and of labels, or of a probability for each class as MixUp makes them.
 
     Args:
-        label_smoothing (float): Share of each label that is spread evenly over all classes. The algorithm of this name
-            does the same in four tenths of a millisecond more a pass, and is what other runs of Composer know.
-            Default: ``0.0``.
+        label_smoothing (float): Share of each label that is spread evenly over all classes. Composer's algorithm of
+            this name does the same, and takes 0.4 ms more a pass. Default: ``0.0``.
 
     Returns:
         Loss: The mean over a batch.
@@ -64,10 +62,10 @@ def classification_loss(*, label_smoothing: UnitInterval = 0.0) -> Loss:
 
 
 class Classifier(ComposerClassifier):
-    """Composer's classifier, but without metrics of every training batch.
+    """Composer's classifier without metrics of every training batch.
 
-    Around a small network they take a quarter of a step's time; ``TrainAccuracy`` has the accuracy once an epoch. Nor
-    are metrics submodules here, which a second pass would have to restore.
+    Around a small network they take a quarter of a step's time; ``TrainAccuracy`` logs the accuracy once an epoch.
+    Metrics are not submodules here, as a second pass would have to restore them.
 
     Args:
         network (nn.Module): Gives logits.
@@ -80,68 +78,45 @@ class Classifier(ComposerClassifier):
         del self.train_metrics, self.val_metrics
 
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
-        """Those of an evaluation; none of a training batch."""
+        """Metrics of an evaluation; none of a training batch."""
         if is_train:
             return {}
         accuracy = MulticlassAccuracy(num_classes=cast(int, self.num_classes), average="micro")
         return {"CrossEntropy": CrossEntropy(), "MulticlassAccuracy": accuracy}
 
 
-def build_model_for(section: Mapping[str, Any], data: Samples) -> ComposerClassifier | HuggingFaceModel:
-    """Build the network of a recipe for its data.
+def build_model(section: Mapping[str, Any], data: Samples) -> ComposerClassifier | HuggingFaceModel:
+    """Build the network of a recipe for its training data, in training mode.
 
-    Args:
-        section (Mapping[str, Any]): Its name and arguments.
-        data (Samples): What it is trained on.
-
-    Returns:
-        ComposerClassifier | HuggingFaceModel: In training mode.
+    Its loss also takes soft labels, as MixUp makes them.
 
     Raises:
         RecipeError: For a wrong name or argument, and if the network does not take the data.
     """
-    if isinstance(data, LabelledImages):
-        return build_model(section, data[0][0], data.num_classes)
-    factory = lookup("model.name", "model", section["name"], models())
-    if factory not in TEXT_MODELS.values():
-        fits = "hf_causal_lm" if isinstance(data, TextBlocks) else "hf_sequence_classification"
-        raise RecipeError("model.name", f"{section['name']} takes images; train_dataset has text: write {fits}")
-    return build_text_model(section, factory, data)
-
-
-def build_model(section: Mapping[str, Any], sample: torch.Tensor, num_classes: int) -> ComposerClassifier:
-    """Build the network of a recipe, and see that it takes the data's images.
-
-    Args:
-        section (Mapping[str, Any]): Its name and arguments.
-        sample (torch.Tensor): One image, shape ``(channels, height, width)``.
-        num_classes (int): Number of classes.
-
-    Returns:
-        ComposerClassifier: With cross-entropy that also takes soft labels, as MixUp makes them.
-
-    Raises:
-        RecipeError: For a wrong name or argument, and if the network does not take `sample`.
-    """
-    factory = lookup("model.name", "model", section["name"], models())
-    if factory in TEXT_MODELS.values():
-        raise RecipeError("model.name", f"{section['name']} takes text; train_dataset has images")
-    arguments = arguments_of(section)
+    name, factory = section["name"], lookup("model.name", "model", section["name"], models())
+    takes_text = factory in TEXT_MODELS.values()
+    if isinstance(data, LabelledTexts):
+        if not takes_text:
+            fits = "hf_causal_lm" if isinstance(data, TextBlocks) else "hf_sequence_classification"
+            raise RecipeError("model.name", f"{name} takes images; train_dataset has text: write {fits}")
+        return build_text_model(section, factory, data)
+    if takes_text:
+        raise RecipeError("model.name", f"{name} takes text; train_dataset has images")
+    sample, classes, arguments = data[0][0], data.num_classes, arguments_of(section)
     ours = inspect.signature(classification_loss).parameters
     loss = construct("model", classification_loss, {name: arguments.pop(name) for name in ours if name in arguments})
-    known = {"num_classes": num_classes, "in_channels": sample.shape[0], "in_features": sample.numel()}
+    known = {"num_classes": classes, "in_channels": sample.shape[0], "in_features": sample.numel()}
     takes = {"num_classes", *inspect.signature(factory).parameters}
-    supplied = {name: value for name, value in known.items() if name in takes}
-    network = construct("model", factory, arguments, **supplied)
+    network = construct("model", factory, arguments, **{key: known[key] for key in known if key in takes})
     shape = "x".join(map(str, sample.shape))
     try:
         with torch.no_grad():
             outputs = network.eval()(sample[None])
     except Exception as error:  # each network has its own way to refuse
-        raise RecipeError("model", f"{section['name']} does not take {shape} images: {error}") from error
-    if getattr(outputs, "shape", None) != (1, num_classes):
-        raise RecipeError("model", f"{section['name']} does not give {num_classes} logits for {shape} images")
-    return Classifier(network.train(), num_classes, loss)
+        raise RecipeError("model", f"{name} does not take {shape} images: {error}") from error
+    if getattr(outputs, "shape", None) != (1, classes):
+        raise RecipeError("model", f"{name} does not give {classes} logits for {shape} images")
+    return Classifier(network.train(), classes, loss)
 
 
 def mlp(*, num_classes: int, in_features: int, hidden: list[int] | None = None) -> nn.Module:
@@ -151,9 +126,6 @@ def mlp(*, num_classes: int, in_features: int, hidden: list[int] | None = None) 
         num_classes (int): Number of classes.
         in_features (int): Numbers in one sample.
         hidden (list[int], optional): Width of each hidden layer. Default: ``[100, 100]``, MNIST-1D's.
-
-    Returns:
-        nn.Module: The network.
     """
     hidden = [100, 100] if hidden is None else hidden
     if not all(type(width) is int and width >= 1 for width in hidden):
@@ -172,9 +144,6 @@ def cnn_1d(*, num_classes: int, in_channels: int, in_features: int, width: int =
         in_channels (int): Channels of the signals.
         in_features (int): Numbers in one signal, all channels together.
         width (int): Channels of each convolution. Default: ``25``.
-
-    Returns:
-        nn.Module: The network.
     """
     length = in_features // in_channels
     layers: list[nn.Module] = []
@@ -192,10 +161,7 @@ def small_cnn(*, num_classes: int, in_channels: int, width: int = 32, stride: in
         in_channels (int): Channels of the images.
         width (int): Channels of the first layer; the others have twice and four times as many.
             Default: ``32``.
-        stride (int): Of the first layer: 1 for images of 8x8, 2 for 32x32. Default: ``1``.
-
-    Returns:
-        nn.Module: The network.
+        stride (int): Stride of the first layer: 1 for images of 8x8, 2 for 32x32. Default: ``1``.
     """
     channels = [in_channels, width, 2 * width, 4 * width]
     layers: list[nn.Module] = []
@@ -209,13 +175,12 @@ def small_cnn(*, num_classes: int, in_channels: int, width: int = 32, stride: in
 def resnet18_cifar(*, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
     """ResNet-18 of torchvision with the stem for small images: a 3x3 convolution and no pooling.
 
+    It has 11.2 M parameters for 10 classes.
+
     Args:
         num_classes (int): Number of classes.
         in_channels (int): Channels of the images.
         **options (Any): Further arguments of torchvision's ResNet.
-
-    Returns:
-        nn.Module: The network, with 11.2 M parameters for 10 classes.
     """
     network = torchvision.models.resnet18(weights=None, num_classes=num_classes, **options)
     network.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
@@ -227,14 +192,13 @@ def resnet18_cifar(*, num_classes: int, in_channels: int, **options: Any) -> nn.
 def vit_s16(*, num_classes: int, image_size: int = 224, patch_size: int = 16, **options: Any) -> nn.Module:
     """ViT-S (12 layers, 6 heads, width 384); for CIFAR set ``image_size: 32, patch_size: 4``.
 
+    It has 22.1 M parameters for 1000 classes.
+
     Args:
         num_classes (int): Number of classes.
         image_size (int): Height and width of the images. Default: ``224``.
         patch_size (int): Height and width of a patch; divides `image_size`. Default: ``16``.
-        **options (Any): Further arguments of torchvision's VisionTransformer, or others for the three above.
-
-    Returns:
-        nn.Module: The network, with 22.1 M parameters for 1000 classes.
+        **options (Any): Further arguments of torchvision's VisionTransformer, or other values for ViT-S's.
     """
     small = {"num_layers": 12, "num_heads": 6, "hidden_dim": 384, "mlp_dim": 1536}
     shape = {"image_size": image_size, "patch_size": patch_size, "num_classes": num_classes}
@@ -248,7 +212,7 @@ def _torchvision(model: str, /, *, num_classes: int, **options: Any) -> nn.Modul
         options = {"aux_logits": False, "init_weights": True, **options}
     try:
         return torchvision.models.get_model(model, weights=None, num_classes=num_classes, **options)
-    except TypeError as error:  # as soon as one of its functions gets an argument that is not its own
+    except TypeError as error:  # from whichever of its functions gets the unknown argument
         strange = [name for name in options if f"unexpected keyword argument {name!r}" in str(error)]
         if not strange:
             raise

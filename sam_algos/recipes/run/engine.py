@@ -1,4 +1,4 @@
-"""Composer's Trainer without what takes most of the time of a small network: ignored events, looking up the CPU."""
+"""Composer's Trainer without what takes most of a small network's time, and in the precision that the device has."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+import torch
 from composer import Callback, Engine, Event
+from composer.devices import Device, DeviceGPU
 from composer.loggers import LoggerDestination
 from composer.utils import collect_env
 
@@ -18,13 +20,10 @@ def ask_for_the_cpu_once() -> None:
 
 
 def skip_unheard_events(engine: Engine) -> None:
-    """Have an engine call only the callbacks that act on an event.
+    """Make a Trainer's engine call only the callbacks that act on an event.
 
-    Composer runs a dozen events a pass. For each of them it calls every callback, and formats a line of debugging for
+    Composer runs a dozen events a pass. For each of them it calls every callback, and formats a debugging line for
     every call. With a profiler all events run as they do in Composer, as its ranges come from there.
-
-    Args:
-        engine (Engine): A Trainer's.
     """
     engine.run_event = partial(_run_event, engine, engine.run_event, cache(_acts))
 
@@ -44,3 +43,12 @@ def _run_event(engine: Engine, run_event: Any, acts: Callable[[type, Event], boo
 def _acts(kind: type[Callback], event: Event) -> bool:
     """Whether callbacks of a class act on an event."""
     return any(getattr(kind, name) is not getattr(Callback, name) for name in ("run_event", event.value))
+
+
+def precision_on(device: Device, precision: str | None) -> str | None:
+    """A recipe's precision on a device: ``amp_bf16`` or ``fp32`` for ``amp_bf16_or_fp32``, other values unchanged."""
+    if precision != "amp_bf16_or_fp32":
+        return precision
+    # Older GPUs emulate bfloat16, more slowly than they compute in float32.
+    native = isinstance(device, DeviceGPU) and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "amp_bf16" if native else "fp32"

@@ -17,12 +17,11 @@ from torchvision import datasets as tv
 from torchvision import transforms as tf
 
 from sam_algos.recipes.cache import cached
+from sam_algos.recipes.data.samples import LabelledImages, Part, divide
+from sam_algos.recipes.data.sources import dataset
+from sam_algos.recipes.data.transforms import IMAGENET, DecodedOnce, Small, ToFloat, centred, small_images
 from sam_algos.recipes.errors import BadArgument
 from sam_algos.recipes.naming.arguments import Folder
-from sam_algos.recipes.naming.sources import dataset
-from sam_algos.recipes.noise import LabelledImages, labelled
-from sam_algos.recipes.splits import Part, divide
-from sam_algos.recipes.transforms import IMAGENET, DecodedOnce, Small, ToFloat, centred, small_images
 
 
 @dataset(samples=1077)
@@ -35,7 +34,7 @@ def digits(*, part: Part, augment: bool, split_seed: int = 0) -> LabelledImages:
     pixels, labels = load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).div(16).reshape(-1, 1, 8, 8)
     transform = tf.Compose([ToFloat(), centred])
-    data = labelled(TensorDataset(images), torch.as_tensor(labels), num_classes=10, transform=transform)
+    data = LabelledImages(TensorDataset(images), torch.as_tensor(labels), num_classes=10, transform=transform)
     others, validation = divide(data.labels, validation=360, train=None, seed=0)
     rest = data.among(others)
     train, test = divide(rest.labels, validation=360, train=None, seed=split_seed)
@@ -52,7 +51,7 @@ def mnist1d(*, part: Part, augment: bool) -> LabelledImages:
     """
     signals, labels = _mnist1d()
     chosen = {"train": slice(0, 4000), "validation": slice(4000, 8000), "test": slice(8000, 18_000)}[part]
-    return labelled(TensorDataset(signals[chosen]), labels[chosen], num_classes=10)
+    return LabelledImages(TensorDataset(signals[chosen]), labels[chosen], num_classes=10)
 
 
 @dataset(samples=50_000, own_test_set=True)
@@ -60,7 +59,7 @@ def cifar10(*, train: bool, augment: bool, path: Folder, augmentation: Small = "
     """CIFAR-10 from ``path/cifar-10-batches-py``."""
     transform = small_images(augment, augmentation, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
     data = _read(tv.CIFAR10, path, train=train)
-    return labelled(data, data.targets, num_classes=10, transform=transform)
+    return LabelledImages(data, data.targets, num_classes=10, transform=transform)
 
 
 @dataset(samples=50_000, own_test_set=True)
@@ -68,7 +67,7 @@ def cifar100(*, train: bool, augment: bool, path: Folder, augmentation: Small = 
     """CIFAR-100 from ``path/cifar-100-python``."""
     transform = small_images(augment, augmentation, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
     data = _read(tv.CIFAR100, path, train=train)
-    return labelled(data, data.targets, num_classes=100, transform=transform)
+    return LabelledImages(data, data.targets, num_classes=100, transform=transform)
 
 
 @dataset(own_test_set=True)
@@ -85,7 +84,7 @@ def svhn(
     names = (["train", "extra"] if extra else ["train"]) if train else ["test"]
     parts = [_read(tv.SVHN, path, split=name) for name in names]
     labels = torch.cat([torch.as_tensor(part.labels) for part in parts])
-    return labelled(ConcatDataset(parts), labels, num_classes=10, transform=transform)
+    return LabelledImages(ConcatDataset(parts), labels, num_classes=10, transform=transform)
 
 
 @dataset(samples=60_000, own_test_set=True)
@@ -96,7 +95,7 @@ def fashion_mnist(
     first = [tf.Grayscale(3)] if rgb else []
     transform = small_images(augment, augmentation, (0.2860,), (0.3530,), size=28, first=first)
     data = _read(tv.FashionMNIST, path, train=train)
-    return labelled(data, data.targets, num_classes=10, transform=transform)
+    return LabelledImages(data, data.targets, num_classes=10, transform=transform)
 
 
 @dataset(own_test_set=True)
@@ -124,7 +123,7 @@ def imagefolder(
         crops = [tf.RandomResizedCrop(image_size), tf.RandomHorizontalFlip()]
         whole = [tf.Resize(resize), tf.CenterCrop(image_size)]
         transform = tf.Compose([*(crops if augment else whole), ToFloat(), tf.Normalize(*IMAGENET)])
-    return labelled(data, data.targets, num_classes=len(data.classes), transform=transform)
+    return LabelledImages(data, data.targets, num_classes=len(data.classes), transform=transform)
 
 
 @lru_cache(maxsize=1)
@@ -132,14 +131,8 @@ def _mnist1d() -> tuple[torch.Tensor, torch.Tensor]:
     """All signals and their labels, from one call: each call of its generator normalises by its own samples."""
     arguments = {"num_samples": 18_000, "seed": 0}
     key = {"version": metadata.version("mnist1d"), **arguments}
-    signals, labels = cached(
-        "mnist1d.pt",
-        key,
-        partial(_generated, **arguments),
-        save=torch.save,
-        load=partial(torch.load, weights_only=True),
-    )
-    return signals, labels
+    load = partial(torch.load, weights_only=True)
+    return cached("mnist1d.pt", key, partial(_generated, **arguments), save=torch.save, load=load)
 
 
 def _generated(**arguments: int) -> tuple[torch.Tensor, torch.Tensor]:

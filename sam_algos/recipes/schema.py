@@ -45,10 +45,10 @@ class FileKeys:
     """The keys of a file that a resolved recipe no longer has.
 
     Args:
-        base (str): A recipe that this one changes: a file beside it, or one that comes with the package.
-        method (str): The row of methods to train with, or a method that has none, with its defaults; null for none.
-        methods (dict): Tuned rows, each with the keys that it changes: laid over the file, below overrides.
-        compare (dict): What sam-algos compare trains: methods, a list of rows, and seeds, their number.
+        base (str): The recipe that this one changes: a file beside it, or one that comes with the package.
+        method (str): The row of methods to train with, or any method with its defaults; null for none.
+        methods (dict): Tuned rows: the keys that each changes, laid over the file and below the overrides.
+        compare (dict): What sam-algos compare trains: methods, a list of rows, and seeds, how many.
     """
 
     base: str | None = None
@@ -58,7 +58,7 @@ class FileKeys:
 
 
 FILE_KEYS = tuple(key.name for key in fields(FileKeys))
-"""Their names."""
+"""The names of those keys."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Recipe:
 
     Args:
         model (dict): The network: its name and arguments.
-        train_dataset (dict): The data: its name and arguments; label_noise and noise_seed for any data.
+        train_dataset (dict): The training data: its name and arguments, such as label_noise and noise_seed.
         eval_dataset (dict): The test data. Default: the test split of train_dataset, with true labels.
         optimizer (dict): Torch's or Composer's: its name and arguments.
         scheduler (dict): Composer's or torch's: its name and arguments. Default: a constant rate.
@@ -83,30 +83,30 @@ class Recipe:
         bootstrap (int): Rounds of relabelling the training set with the trained network's predictions and training
             again from another initialisation; each costs one more training (SAM, section 3.3). Default: 0.
         global_train_batch_size (int): Samples per step, over all processes.
-        global_eval_batch_size (int): The same for evaluation. Default: as for training.
+        global_eval_batch_size (int): Samples per evaluation batch, over all processes. Default: as for training.
         device_train_microbatch_size (int | str): Samples per forward pass on one device, or auto.
         dataloader (dict): Arguments of torch's DataLoader, e.g. num_workers.
-        eval_interval (int | str): How often to evaluate, besides once at the end. Default: 1ep.
-        seed (int): Of weights, data order and augmentation; label noise has its own. Default: 0.
+        eval_interval (int | str): How often to evaluate; training always ends with an evaluation. Default: 1ep.
+        seed (int): Seed of weights, data order and augmentation; label noise has its own. Default: 0.
         precision (str): fp32, amp_bf16, amp_fp16, ..., or amp_bf16_or_fp32: the first where the device has it.
             Default: Composer's for the device.
         device (str): cpu, gpu, mps, ... Default: a GPU where there is one.
-        deterministic_mode (bool): Bitwise reproducible on a GPU, and slower. Default: false.
+        deterministic_mode (bool): Bitwise reproducible but slower training on a GPU. Default: false.
         parallelism_config (dict): Composer's, e.g. {fsdp: {...}}.
         compile_config (dict): Arguments of torch.compile.
-        dist_timeout (float): Seconds that one process waits for another. Default: 300.
+        dist_timeout (float): Seconds that a process waits for the others. Default: 300.
 
         run_name (str): Default: the recipe's name and the time.
-        run_folder (str): Where the run's files lie; it must be new. Default: runs/{run_name}.
-        save_folder (str): Where its checkpoints lie; null saves none. Default: ${run_folder}/checkpoints.
-        save_interval (int | str): How often to save, besides once at the end. Default: 1ep.
-        save_num_checkpoints_to_keep (int): The latest; -1 keeps all. Default: 1.
+        run_folder (str): Folder of the run's files; it must not exist yet. Default: runs/{run_name}.
+        save_folder (str): Folder of its checkpoints; null saves none. Default: ${run_folder}/checkpoints.
+        save_interval (int | str): How often to save; training always ends with a checkpoint. Default: 1ep.
+        save_num_checkpoints_to_keep (int): How many of the latest checkpoints to keep; -1 keeps all. Default: 1.
         load_path (str): A checkpoint to start from.
         load_weights_only (bool): Take only the weights from load_path. Default: false.
-        autoresume (bool): Go on from the latest checkpoint of run_name, if there is one. Default: false.
+        autoresume (bool): Continue from the latest checkpoint of run_name, if there is one. Default: false.
         progress_bar (bool): A line for each epoch, and on a terminal a bar within it. Default: true.
         log_to_console (bool): The metrics as lines of text. Default: false.
-        python_log_level (str): Of Composer's own log messages, e.g. info.
+        python_log_level (str): Level of Composer's own log messages, e.g. info.
     """
 
     model: dict[str, Any] = REQUIRED
@@ -155,6 +155,6 @@ def describe() -> str:
 
     Example:
         >>> print(describe().splitlines()[0])
-            base (str): A recipe that this one changes: a file beside it, or one that comes with the package.
+            base (str): The recipe that this one changes: a file beside it, or one that comes with the package.
     """
     return "\n\n".join(inspect.cleandoc(keys.__doc__ or "").partition("Args:\n")[2] for keys in (FileKeys, Recipe))

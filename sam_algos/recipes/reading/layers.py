@@ -1,4 +1,4 @@
-"""The layers of a recipe, laid over each other, and the method it is trained with: a row, one of ours, or none."""
+"""Laying the layers of a recipe over each other, with the rows of the chosen method."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _row(method: Any, number: int, layers: Sequence[Layer]) -> _Tree | None:
 
 
 def _without_methods(keys: _Tree, kept: str | None, methods: Mapping[str, Any]) -> _Tree:
-    """The keys of a layer, without the sharpness-aware methods whose place another one takes."""
+    """The keys of a layer without the sharpness-aware methods that the chosen one replaces."""
     if not isinstance(algorithms := keys.get("algorithms"), dict):
         return keys
     gone = [
@@ -99,7 +99,7 @@ def _without_methods(keys: _Tree, kept: str | None, methods: Mapping[str, Any]) 
 
 
 def _refuse_unknown(method: Any, layers: Sequence[Layer], methods: Mapping[str, Any]) -> None:
-    """Refuse a method that is neither a row, nor a sharpness-aware method, nor the recipe's own optimizer."""
+    """Refuse a method that is no row, no sharpness-aware method and not the recipe's own optimizer."""
     tree: _Tree = {}
     for layer in layers:
         tree = _lay(tree, {"optimizer": layer.keys["optimizer"]} if "optimizer" in layer.keys else {}, layer.where)
@@ -113,9 +113,8 @@ def _refuse_unknown(method: Any, layers: Sequence[Layer], methods: Mapping[str, 
 def _lay(below: _Tree, above: _Tree, where: str) -> _Tree:
     """Lay `above` over `below`, key by key.
 
-    * A section that names something else (``optimizer: {name: adamw, ...}`` over ``sgd``) replaces the section below,
-      whose arguments mean nothing to it. A part of a method (``policy``, ``perturbation``, a schedule for ``rho``, ...)
-      is such a section too.
+    * A section with another name (``optimizer: {name: adamw, ...}`` over ``sgd``) replaces the section below, whose
+      arguments do not apply. A part of a method (``policy``, a schedule for ``rho``, ...) is such a section, too.
     * In `algorithms`, `callbacks` and `loggers` a null value removes the entry below
       (``algorithms: {sam: null, asam: {rho: 0.5}}``, or ``algorithms.sam=null`` as an override), and
       ``algorithms=null`` removes all. A name is the same in any spelling.
@@ -168,7 +167,7 @@ def _merged(below: Any, above: Any, *, sections: bool = False, within: bool = Fa
 
 
 def _refuse_interpolation(below: Any, above: Any, key: str, where: str) -> None:
-    """Refuse to replace in silence what was meant to be changed."""
+    """Refuse to replace silently what the user meant to change."""
     for one, other in ((below, above), (above, below)):
         if is_interpolation(one) and isinstance(other, dict):
             raise RecipeError(where, f"{key}: {one!r} cannot be laid together with {other!r}: write its entries out")

@@ -36,9 +36,9 @@ _Tree = dict[str, Any]  # plain Python values, interpolations not yet resolved
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and lay together all that was written about it: what is nearer to the user is on top.
+    """Read a recipe, and lay its files and the overrides over each other: what is nearer to the user is on top.
 
-    From the bottom to the top, each key by key over what is below it (see `lay`):
+    From the bottom to the top, each key by key over the layers below it:
 
     1. the file that ``base:`` names, itself with its own base below it;
     2. that file's row of the method, ``methods.NAME``;
@@ -57,11 +57,10 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides (Sequence[str], optional): ``key=value`` with dotted keys. Default: ``()``.
 
     Returns:
-        Recipe: Complete and resolved, every key of the right type and in its range. What its names stand for is for
-        `check_names`.
+        Recipe: Complete and resolved, every key of the right type and in its range. `check_names` checks the names.
 
     Raises:
-        RecipeError: For everything that is wrong with the file, its bases or the overrides.
+        RecipeError: If anything is wrong with the file, its bases or the overrides.
 
     Example:
         >>> load_recipe("digits", ["method=sam", "algorithms.sam.rho=0.1"]).algorithms["sam"]
@@ -80,20 +79,19 @@ def methods_of(name: str | Path) -> list[str]:
         list[str]: In the file's order.
 
     Raises:
-        RecipeError: For whatever is wrong with the file.
+        RecipeError: If anything is wrong with the file.
     """
     return rows_of(_found(name))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a recipe says of comparing its methods.
+    """What `compare` in a recipe asks for.
 
     Args:
-        methods (tuple[str, ...]): The rows to train, or methods with their defaults; empty where it does not say.
-        seeds (int): Trainings of each. Default: ``1``.
-        first_seed (int): Their first seed; each training's is one more. Default: ``1000``, a seed that no setting was
-            chosen with.
+        methods (tuple[str, ...]): The rows to train, or methods with their defaults. Default: ``()``, unsaid.
+        seeds (int): How many trainings of each, with consecutive seeds. Default: ``1``.
+        first_seed (int): The first seed. Default: ``1000``, as settings were chosen with smaller ones.
     """
 
     methods: _Methods = ()
@@ -112,7 +110,7 @@ def comparison_of(name: str | Path, overrides: Sequence[str] = ()) -> Comparison
         Comparison: With the seed of the recipe or its overrides, where they have one.
 
     Raises:
-        RecipeError: For whatever is wrong with the file or an override.
+        RecipeError: If anything is wrong with the file or an override.
     """
     layers = _layers(name, overrides)
     given = {key: value for layer in layers for key, value in layer.tree.get("compare", {}).items()}

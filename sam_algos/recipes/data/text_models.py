@@ -103,11 +103,7 @@ TEXT_MODELS = {build.__name__: build for build in (hf_causal_lm, hf_sequence_cla
 
 
 def build_text_model(section: Mapping[str, Any], factory: Any, data: LabelledTexts) -> HuggingFaceModel:
-    """Build the model of a recipe with one of `TEXT_MODELS`, and check that it takes the data's text.
-
-    Raises:
-        RecipeError: For a wrong argument, and if the model does not take the data.
-    """
+    """Build the model of a recipe with one of `TEXT_MODELS`, and check that it takes the data's text."""
     model = construct("model", factory, arguments_of(section), data=data)
     longest = getattr(model.config, "max_position_embeddings", None) or data.length
     if longest < data.length:

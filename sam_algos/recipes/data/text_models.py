@@ -86,9 +86,10 @@ def hf_causal_lm(
 def hf_sequence_classification(
     *, data: LabelledTexts, pretrained: Folder | None = None, config: dict[str, Any] | None = None
 ) -> HuggingFaceModel:
-    """A sequence classifier, with arguments as for `hf_causal_lm`.
+    """A sequence classifier.
 
-    The data also give the number of classes. A pretrained model without a classifier gets a new last layer.
+    Arguments and errors are those of `hf_causal_lm`. The data also give the number of classes. A pretrained model without
+    a classifier gets a new last layer.
     """
     if isinstance(data, TextBlocks):
         raise RecipeError("model.name", "hf_sequence_classification needs classes; train_dataset has none")

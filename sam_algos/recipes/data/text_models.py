@@ -88,8 +88,8 @@ def hf_sequence_classification(
 ) -> HuggingFaceModel:
     """A sequence classifier.
 
-    Arguments and errors are those of `hf_causal_lm`. The data also give the number of classes. A pretrained model without
-    a classifier gets a new last layer.
+    Arguments and errors are those of `hf_causal_lm`. The data also give the number of classes. A pretrained model
+    without a classifier gets a new last layer.
     """
     if isinstance(data, TextBlocks):
         raise RecipeError("model.name", "hf_sequence_classification needs classes; train_dataset has none")

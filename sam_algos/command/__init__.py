@@ -43,13 +43,7 @@ examples:
 
 @dataclass(frozen=True)
 class Command:
-    """A command, as its module describes it.
-
-    Args:
-        epilog (str): Examples, for ``--help``.
-        add_arguments (Callable): Adds its arguments to a parser.
-        run (Callable): Runs it, and returns the exit status.
-    """
+    """A command: examples for ``--help``, its arguments, and a function that runs it and returns the exit status."""
 
     epilog: str
     add_arguments: Callable[[argparse.ArgumentParser], None]

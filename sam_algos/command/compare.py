@@ -134,13 +134,8 @@ def _pattern(entries: Sequence[Entry]) -> str:
 def contest(entries: Sequence[Entry], name: str, jobs: int | None) -> list[Result]:
     """Train all entries of a comparison.
 
-    Args:
-        entries (Sequence[Entry]): All with the same ``run_name``, each with its own folder below the comparison's.
-        name (str): The beginning of an automatic run name.
-        jobs (int | None): Processes at a time. None is 2 on a CPU with several cores, and 1 otherwise.
-
-    Returns:
-        list[Result]: In the order of the entries, and the same for all `jobs` that leave a training as many threads.
+    All have the same ``run_name``, which begins with `name` if it is automatic, and each has its own folder. The
+    results are the same for all `jobs` that leave a training as many threads.
 
     Raises:
         RecipeError: For whatever is wrong with a recipe, and for several jobs on a GPU or under a launcher.

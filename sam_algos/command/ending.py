@@ -29,15 +29,10 @@ _resumable: set[str] = set()
 
 
 def exit_status(command: Callable[[], int], argv: Sequence[str], *, traceback: bool) -> int:
-    """Run a command, and turn what it raises into an exit status and one line on standard error.
+    """Run a command, and turn what it raises into an exit status and one line, unless the `traceback` is asked for.
 
-    Args:
-        command (Callable): Returns its exit status.
-        argv (Sequence[str]): How it was called; after a signal the command that goes on is printed.
-        traceback (bool): Whether to let errors through.
-
-    Returns:
-        int: 1 when training failed, 2 when a recipe is wrong or a library is missing, 130 and 143 after a signal.
+    The status is 1 when training failed, 2 when a recipe is wrong or a library is missing, and 130 or 143 after a
+    signal; then the command that goes on is printed, too: `argv` and what it takes to resume.
     """
     from sam_algos.recipes.errors import RecipeError
 

@@ -42,16 +42,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def train(recipe: Recipe, label: str, *, quiet: bool = False) -> Run:
-    """Train a recipe, with all rounds of its ``bootstrap``.
-
-    Args:
-        recipe (Recipe): Resolved, and its names checked.
-        label (str): The beginning of an automatic run name.
-        quiet (bool, optional): Whether to print nothing meanwhile. Default: ``False``.
-
-    Returns:
-        Run: The last training, after its end.
-    """
+    """Train a recipe, with all rounds of its ``bootstrap``; an automatic run name begins with `label`."""
     from sam_algos.recipes.run import trainings  # imports Composer, which takes seconds
 
     # Composer warns where rounding keeps smoothed and mixed labels from adding up to one.

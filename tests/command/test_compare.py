@@ -237,6 +237,14 @@ def test_an_error_in_one_of_several_processes_is_one_line_and_leaves_nothing(wri
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(write: Write, capsys: Capture) -> None:
+    Path("runs").touch()
+    assert main(["compare", recipe(write), "--jobs", "2"]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: run_folder: cannot make runs/\S+-compare-\S+: Not a directory\n", said)
+    assert Path("runs").is_file()
+
+
 def result(method: str, seed: int, value: float | None, gradients: float = 1.0, cpu: float | None = 1.0) -> Result:
     found = None if value is None else Headline("accuracy", value, "")
     summary = Summary(1, found, 0.5, gradients, 9.9, cpu and cpu * gradients, 3.0 * gradients, 1.0, None)

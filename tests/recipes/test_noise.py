@@ -44,3 +44,9 @@ def test_seed_changes_the_draw_and_images_stay() -> None:
 def test_fraction_out_of_range(fraction: float) -> None:
     with pytest.raises(ValueError, match=r"must be in \[0, 1\), got"):
         flip_labels(clean(10, 2), fraction, seed=0)
+
+
+def test_a_single_class_has_no_wrong_labels() -> None:
+    with pytest.raises(ValueError, match=r"must be 0 without at least two classes, got 0\.5"):
+        flip_labels(clean(10, 1), 0.5, seed=0)
+    assert flip_labels(clean(10, 1), 0.0, seed=0).labels.tolist() == [0] * 10

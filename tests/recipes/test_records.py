@@ -59,6 +59,14 @@ def test_one_line_a_batch_and_one_an_evaluation(tmp_path: Path) -> None:
     ]
 
 
+def test_an_evaluation_without_metrics_writes_no_line(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.fit_start(state(), Metrics())
+    file.eval_end(state(1), Metrics())
+    file.close(state(1), Metrics())
+    assert read(tmp_path / "metrics.jsonl") == []
+
+
 def test_a_resumed_run_goes_on_from_its_batch(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for start, batches in ((0, (1, 2, 3)), (2, (3, 4))):

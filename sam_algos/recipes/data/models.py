@@ -47,14 +47,10 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def classification_loss(*, label_smoothing: UnitInterval = 0.0) -> Loss:
-    """Cross-entropy of logits and of labels, or of a probability for each class as MixUp makes them.
+    """Cross-entropy of logits with labels, or with a probability for each class as MixUp makes them.
 
-    Args:
-        label_smoothing (float): Share of each label that is spread evenly over all classes. Composer's algorithm of
-            this name does the same, and takes 0.4 ms more a pass. Default: ``0.0``.
-
-    Returns:
-        Loss: The mean over a batch.
+    `label_smoothing` is the fraction of each label that is spread evenly over all classes. Composer's algorithm of this
+    name does the same, and takes 0.4 ms more a pass.
     """
     if label_smoothing == 0:
         return soft_cross_entropy
@@ -65,12 +61,7 @@ class Classifier(ComposerClassifier):
     """Composer's classifier without metrics of every training batch.
 
     Around a small network they take a quarter of a step's time; ``TrainAccuracy`` logs the accuracy once an epoch.
-    Metrics are not submodules here, as a second pass would have to restore them.
-
-    Args:
-        network (nn.Module): Gives logits.
-        classes (int): Number of classes.
-        loss (Loss, optional): Function of logits and labels. Default: Composer's cross-entropy.
+    Metrics are not submodules here, as a second pass would have to restore them. The network gives logits.
     """
 
     def __init__(self, network: nn.Module, classes: int, loss: Loss = soft_cross_entropy) -> None:
@@ -122,10 +113,7 @@ def build_model(section: Mapping[str, Any], data: Samples) -> ComposerClassifier
 def mlp(*, num_classes: int, in_features: int, hidden: list[int] | None = None) -> nn.Module:
     """Fully connected layers with ReLU between them.
 
-    Args:
-        num_classes (int): Number of classes.
-        in_features (int): Numbers in one sample.
-        hidden (list[int], optional): Width of each hidden layer. Default: ``[100, 100]``, MNIST-1D's.
+    The widths of the hidden layers are by default those of MNIST-1D's network, ``[100, 100]``.
     """
     hidden = [100, 100] if hidden is None else hidden
     if not all(type(width) is int and width >= 1 for width in hidden):
@@ -139,11 +127,7 @@ def mlp(*, num_classes: int, in_features: int, hidden: list[int] | None = None) 
 def cnn_1d(*, num_classes: int, in_channels: int, in_features: int, width: int = 25) -> nn.Module:
     """MNIST-1D's convolutional network for signals: three convolutions of stride 2, and a linear layer.
 
-    Args:
-        num_classes (int): Number of classes.
-        in_channels (int): Channels of the signals.
-        in_features (int): Numbers in one signal, all channels together.
-        width (int): Channels of each convolution. Default: ``25``.
+    Each convolution has `width` channels.
     """
     length = in_features // in_channels
     layers: list[nn.Module] = []
@@ -156,12 +140,8 @@ def cnn_1d(*, num_classes: int, in_channels: int, in_features: int, width: int =
 def small_cnn(*, num_classes: int, in_channels: int, width: int = 32, stride: int = 1) -> nn.Module:
     """Three conv-BN-ReLU layers for small images; the last two halve the image.
 
-    Args:
-        num_classes (int): Number of classes.
-        in_channels (int): Channels of the images.
-        width (int): Channels of the first layer; the others have twice and four times as many.
-            Default: ``32``.
-        stride (int): Stride of the first layer: 1 for images of 8x8, 2 for 32x32. Default: ``1``.
+    They have `width`, twice and four times as many channels. The first layer's stride is 1 for images of 8x8, 2 for
+    images of 32x32.
     """
     channels = [in_channels, width, 2 * width, 4 * width]
     layers: list[nn.Module] = []
@@ -175,12 +155,7 @@ def small_cnn(*, num_classes: int, in_channels: int, width: int = 32, stride: in
 def resnet18_cifar(*, num_classes: int, in_channels: int, **options: Any) -> nn.Module:
     """ResNet-18 of torchvision with the stem for small images: a 3x3 convolution and no pooling.
 
-    It has 11.2 M parameters for 10 classes.
-
-    Args:
-        num_classes (int): Number of classes.
-        in_channels (int): Channels of the images.
-        **options (Any): Further arguments of torchvision's ResNet.
+    It has 11.2 M parameters for 10 classes, and takes the options of torchvision's ResNet.
     """
     network = torchvision.models.resnet18(weights=None, num_classes=num_classes, **options)
     network.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
@@ -192,13 +167,8 @@ def resnet18_cifar(*, num_classes: int, in_channels: int, **options: Any) -> nn.
 def vit_s16(*, num_classes: int, image_size: int = 224, patch_size: int = 16, **options: Any) -> nn.Module:
     """ViT-S (12 layers, 6 heads, width 384); for CIFAR set ``image_size: 32, patch_size: 4``.
 
-    It has 22.1 M parameters for 1000 classes.
-
-    Args:
-        num_classes (int): Number of classes.
-        image_size (int): Height and width of the images. Default: ``224``.
-        patch_size (int): Height and width of a patch; divides `image_size`. Default: ``16``.
-        **options (Any): Further arguments of torchvision's VisionTransformer, or other values for ViT-S's.
+    It has 22.1 M parameters for 1000 classes, and takes the options of torchvision's VisionTransformer. `patch_size`
+    divides `image_size`.
     """
     small = {"num_layers": 12, "num_heads": 6, "hidden_dim": 384, "mlp_dim": 1536}
     shape = {"image_size": image_size, "patch_size": patch_size, "num_classes": num_classes}

@@ -115,16 +115,9 @@ def flip_labels(data: Data, fraction: float, seed: int) -> Data:
 def divide(
     labels: torch.Tensor, *, validation: int, train: int | None, seed: int
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """Draw stratified validation and training samples from a training set.
+    """Draw stratified training and validation samples from a training set: their indices, which are disjoint.
 
-    Args:
-        labels (torch.Tensor): One class per sample, shape ``(n,)``.
-        validation (int): Number of samples to set aside.
-        train (int, optional): Number of samples to train on. Default: all others.
-        seed (int): Of the draw.
-
-    Returns:
-        tuple: The indices to train on and the indices of the validation samples; disjoint.
+    With ``train=None`` all samples that are not set aside for validation are trained on.
 
     Raises:
         ValueError: If there are too few samples, or too few for the classes.

@@ -14,6 +14,7 @@ from composer.metrics import LanguageCrossEntropy, LanguagePerplexity
 from composer.models import HuggingFaceModel
 from torch import Tensor
 from torch.nn import functional
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from sam_algos.recipes.data.texts import Bytes, LabelledTexts, TextBlocks, transformers
@@ -28,13 +29,7 @@ logging.getLogger("composer.models.huggingface").addFilter(
 
 
 class CausalLM(HuggingFaceModel):
-    """A model that predicts the next token, evaluated by cross-entropy and perplexity."""
-
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        metrics = [LanguageCrossEntropy(), LanguagePerplexity()]
-        super().__init__(model, tokenizer, use_logits=True, eval_metrics=metrics, shift_labels=True)
-        if getattr(model, "loss_type", None) is None:  # or transformers warns where the class's name does not say so
-            model.loss_type = "ForCausalLM"
+    """A model that predicts the next token."""
 
     def loss(self, outputs: Any, batch: Mapping[str, Tensor], reduction: str = "mean") -> Tensor:
         """The model's own loss; with ``reduction="none"`` the loss of each block."""
@@ -45,11 +40,7 @@ class CausalLM(HuggingFaceModel):
 
 
 class SequenceClassifier(HuggingFaceModel):
-    """A model that classifies passages, evaluated by accuracy; its loss takes soft labels, too."""
-
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        metrics = [MulticlassAccuracy(num_classes=model.config.num_labels, average="micro")]
-        super().__init__(model, tokenizer, use_logits=True, eval_metrics=metrics, shift_labels=False)
+    """A model that classifies passages; its loss takes soft labels, too."""
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The logits, shape ``(batch, classes)``, as algorithms that change labels expect them."""
@@ -85,20 +76,27 @@ def hf_causal_lm(
     """
     if not isinstance(data, TextBlocks):
         raise RecipeError("model.name", "hf_causal_lm needs text to predict; train_dataset has classes")
-    return CausalLM(_network("AutoModelForCausalLM", data, pretrained, config or {}), _saved(data)).train()
+    model = _network("AutoModelForCausalLM", data, pretrained, config or {})
+    if getattr(model, "loss_type", None) is None:  # or transformers warns where the class's name does not say so
+        model.loss_type = "ForCausalLM"
+    metrics: list[Metric] = [LanguageCrossEntropy(), LanguagePerplexity()]
+    return CausalLM(model, _saved(data), use_logits=True, eval_metrics=metrics, shift_labels=True).train()
 
 
 def hf_sequence_classification(
     *, data: LabelledTexts, pretrained: Folder | None = None, config: dict[str, Any] | None = None
 ) -> HuggingFaceModel:
-    """A sequence classifier, with arguments as for `hf_causal_lm`.
+    """A sequence classifier.
 
-    The data also give the number of classes. A pretrained model without a classifier gets a new last layer.
+    Arguments and errors are those of `hf_causal_lm`. The data also give the number of classes. A pretrained model
+    without a classifier gets a new last layer.
     """
     if isinstance(data, TextBlocks):
         raise RecipeError("model.name", "hf_sequence_classification needs classes; train_dataset has none")
-    auto, classes = "AutoModelForSequenceClassification", data.num_classes
-    return SequenceClassifier(_network(auto, data, pretrained, config or {}, num_labels=classes), _saved(data)).train()
+    classes = data.num_classes
+    model = _network("AutoModelForSequenceClassification", data, pretrained, config or {}, num_labels=classes)
+    metrics: list[Metric] = [MulticlassAccuracy(num_classes=classes, average="micro")]
+    return SequenceClassifier(model, _saved(data), use_logits=True, eval_metrics=metrics, shift_labels=False).train()
 
 
 TEXT_MODELS = {build.__name__: build for build in (hf_causal_lm, hf_sequence_classification)}
@@ -106,11 +104,7 @@ TEXT_MODELS = {build.__name__: build for build in (hf_causal_lm, hf_sequence_cla
 
 
 def build_text_model(section: Mapping[str, Any], factory: Any, data: LabelledTexts) -> HuggingFaceModel:
-    """Build the model of a recipe with one of `TEXT_MODELS`, and check that it takes the data's text.
-
-    Raises:
-        RecipeError: For a wrong argument, and if the model does not take the data.
-    """
+    """Build the model of a recipe with one of `TEXT_MODELS`, and check that it takes the data's text."""
     model = construct("model", factory, arguments_of(section), data=data)
     longest = getattr(model.config, "max_position_embeddings", None) or data.length
     if longest < data.length:

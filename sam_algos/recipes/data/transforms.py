@@ -65,11 +65,7 @@ def centred(image: torch.Tensor) -> torch.Tensor:
 
 
 class Cutout:
-    """Zero a square around a random pixel of a normalised image (DeVries & Taylor, 2017).
-
-    Args:
-        length (int): Height and width of the square.
-    """
+    """Zero a square of width `length` around a random pixel of a normalised image (DeVries & Taylor, 2017)."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -86,11 +82,7 @@ class Cutout:
 
 
 class DecodedOnce:
-    """Images of a folder as tensors of bytes, kept in memory after their first read.
-
-    Args:
-        images (Any): An ``ImageFolder``.
-    """
+    """The images of an ``ImageFolder`` as tensors of bytes, kept in memory after their first read."""
 
     def __init__(self, images: Any) -> None:
         self.targets, self.classes = images.targets, images.classes

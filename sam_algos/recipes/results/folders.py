@@ -14,17 +14,8 @@ from sam_algos.recipes.errors import RecipeError
 def claim_folder(pattern: str, run_name: str | None, name: str, *, resume: bool = False) -> tuple[str, list[Path]]:
     """Make the folder of a run, which also settles its name: of two runs in one second only one can make it.
 
-    A folder that exists belongs to another run, unless this run resumes that one. An automatic run name then gets a
-    suffix.
-
-    Args:
-        pattern (str): The folder, with ``{run_name}`` in it.
-        run_name (str | None): What the run is called; None for `name` and the time.
-        name (str): The beginning of an automatic name.
-        resume (bool, optional): Whether the folder may exist. Default: ``False``.
-
-    Returns:
-        tuple: The run name and the folders that were made, innermost first.
+    A run without a `run_name` is called `name` and the time, with a suffix if the folder exists. The `pattern` of the
+    folder has ``{run_name}`` in it. Returned are the run name and the folders that were made, innermost first.
 
     Raises:
         RecipeError: If the folder belongs to another run, or cannot be made; then nothing was made.
@@ -51,11 +42,7 @@ def claim_folder(pattern: str, run_name: str | None, name: str, *, resume: bool 
 
 
 def remove_folders(made: Sequence[Path]) -> None:
-    """Remove a run's folder with everything in it, and its parents unless another run uses them.
-
-    Args:
-        made (Sequence[Path]): From `claim_folder`.
-    """
+    """Remove the folders that `claim_folder` made: a run's with everything in it, its parents if they are empty."""
     if made and made[0].exists():
         shutil.rmtree(made[0])
     remove_empty(made[1:])

@@ -182,9 +182,10 @@ def trainings(recipe: Recipe, name: str) -> Iterator[Run]:
     Raises:
         RecipeError: For whatever is wrong with the recipe; before the first training nothing is created.
     """
-    check_names(recipe)
-    if recipe.bootstrap and load_data(recipe)[0].num_classes < 2:
-        raise RecipeError("bootstrap", f"must be 0 where text has no classes, got {recipe.bootstrap}")
+    if recipe.bootstrap:
+        check_names(recipe)
+        if load_data(recipe)[0].num_classes < 2:
+            raise RecipeError("bootstrap", f"must be 0 where text has no classes, got {recipe.bootstrap}")
     done: list[Relabelling] = []
     for number in range(recipe.bootstrap + 1):
         run = prepare(recipe, name, tuple(done))

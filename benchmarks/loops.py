@@ -8,7 +8,9 @@ import itertools
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -111,6 +113,10 @@ def closure_for(contender: Contender, optimizer: Any, task: Task, model: nn.Modu
 
 
 _STOP = -1
+_START = timedelta(minutes=5)
+"""How long the second process may take to begin: on a busy machine its imports take long."""
+_PATIENCE = timedelta(minutes=1)
+"""How long each waits for the other then."""
 
 
 def _ddp_loop(task: Task, chosen: Mapping[str, Contender], rotation: Rotation, seat: MakeSeat) -> None:
@@ -118,21 +124,40 @@ def _ddp_loop(task: Task, chosen: Mapping[str, Contender], rotation: Rotation, s
     if torch.cuda.is_available():
         raise BenchmarkError("--modes ddp measures on CPUs, and this machine has a GPU: hide it")
     batches = [next(task.batches) for _ in range(8)]
+    # Not forked: one that has had other threads may then wait for ever.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
-        # Not forked: one that has had other threads may then wait for ever.
-        other = multiprocessing.get_context("spawn").Process(
-            target=_other_rank, args=(folder, task.network, task.optimizer, batches, list(chosen), seat)
+        other = context.Process(
+            target=_other_rank, args=(theirs, folder, task.network, task.optimizer, batches, list(chosen), seat)
         )
         other.start()
+        theirs.close()
         try:
+            if not ours.poll(_START.total_seconds()):  # a process group would wait half an hour for it
+                raise BenchmarkError(f"the second process has not begun within {_START}")
+            ours.recv()
             _ddp_rank(folder, task, chosen, seat, 0, rotation)
+        except (EOFError, RuntimeError) as error:  # what the pipe and the process group raise if the other has ended
+            other.join(_PATIENCE.total_seconds() / 6)
+            if other.exitcode is None:
+                raise
+            why = f"{error}. " if str(error) else ""
+            raise BenchmarkError(f"{why}The second process ended with exit status {other.exitcode}") from error
         finally:
             other.kill()  # nothing of it is needed any more, and it can wait for ever for its process group to end
 
 
 def _other_rank(
-    folder: str, network: nn.Module, optimizer: Any, batches: list[Batch], names: list[str], seat: MakeSeat
+    begun: Connection,
+    folder: str,
+    network: nn.Module,
+    optimizer: Any,
+    batches: list[Batch],
+    names: list[str],
+    seat: MakeSeat,
 ) -> None:
+    begun.send(True)
     network, optimizer = copy.deepcopy((network, optimizer))  # what is sent shares its memory
     task = Task(network, optimizer, itertools.cycle(batches))
     found = contenders(optimizer, mode="ddp", essential=False)
@@ -142,7 +167,7 @@ def _other_rank(
 def _ddp_rank(
     folder: str, task: Task, chosen: Mapping[str, Contender], seat: MakeSeat, rank: int, rotation: Rotation | None
 ) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", timeout=_PATIENCE, rank=rank, world_size=2)
     try:
         take = steps(task, DistributedDataParallel(task.network), chosen, seat)
         names = list(chosen)

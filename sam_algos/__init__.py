@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sam_algos.core.optimizer import SharpnessAwareOptimizer
-    from sam_algos.core.parts import (
+    from sam_algos.batchnorm import recalibrate
+    from sam_algos.core.stepping.optimizer import SharpnessAwareOptimizer
+    from sam_algos.method import Method
+    from sam_algos.methods import *
+    from sam_algos.methods import METHODS, PARTS
+    from sam_algos.parts import (
         Ascent,
         Climb,
         Decision,
@@ -16,28 +20,22 @@ if TYPE_CHECKING:
         Perturbation,
         Policy,
         Samples,
+        Schedule,
+        Step,
         Update,
+        Vector,
     )
-    from sam_algos.core.recalibration import recalibrate
-    from sam_algos.core.schedules import Schedule
-    from sam_algos.core.step import Step
-    from sam_algos.core.vector import Vector
-    from sam_algos.method import Method
-    from sam_algos.methods import *
-    from sam_algos.methods import METHODS, PARTS
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "core.optimizer": ("SharpnessAwareOptimizer",),
-    "core.parts": (
-        "Ascent", "Climb", "Decision", "Descent", "Part", "Parts", "Perturbation", "Policy", "Samples", "Update",
-    ),
-    "core.recalibration": ("recalibrate",),
-    "core.schedules": ("Schedule",),
-    "core.step": ("Step",),
-    "core.vector": ("Vector",),
+    "batchnorm": ("recalibrate",),
+    "core.stepping.optimizer": ("SharpnessAwareOptimizer",),
     "method": ("Method",),
+    "parts": (
+        "Ascent", "Climb", "Decision", "Descent", "Part", "Parts", "Perturbation", "Policy", "Samples", "Schedule",
+        "Step", "Update", "Vector",
+    ),
 }  # fmt: skip
 
 

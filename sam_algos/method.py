@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 import torch
 from torch.optim import Optimizer
 
-from sam_algos.core.closures import ClosurePasses
-from sam_algos.core.foreign import refuse_deepspeed
-from sam_algos.core.optimizer import SharpnessAwareOptimizer
 from sam_algos.core.options import Fraction, Options, ranges
 from sam_algos.core.parts import Descent, Part, Parts, Perturbation, Policy, WholeBatch
-from sam_algos.core.passes import Passes
-from sam_algos.core.replay import refuse_fsdp1
+from sam_algos.core.passes.closures import ClosurePasses
+from sam_algos.core.passes.contract import Passes
+from sam_algos.core.refusals import refuse_deepspeed, refuse_fsdp1
 from sam_algos.core.samples import AscentFraction
+from sam_algos.core.stepping.optimizer import SharpnessAwareOptimizer
 
 if TYPE_CHECKING:
     from sam_algos.trainer.algorithm import WrapsOptimizer

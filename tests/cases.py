@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -28,7 +28,7 @@ from sam_algos import (
     SharpnessAware,
     SharpnessAwareOptimizer,
 )
-from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.passes.selection import EVERYTHING, Selection
 
 Batch = tuple[Tensor, Tensor]
 
@@ -49,19 +49,58 @@ VARIANTS: dict[str, Method] = {
 
 # Every registered method with its defaults: a new one is tested without an edit here. First steps are looked at.
 _WHOLE = {name: cls() for name, cls in METHODS.items()} | VARIANTS | {"latesam": LateSAM(start=0.0)}
-_CASES = _WHOLE | {"sam, a narrow ascent": SAM(ascent_fraction=0.5)}
-_ANY_MODEL = {
-    name: method for name, method in _CASES.items() if type(method.composition().perturbation) is not NormLayers
-}
+CASES = _WHOLE | {"sam, a narrow ascent": SAM(ascent_fraction=0.5)}
 
 
-def _each(cases: dict[str, Method]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("method", cases.values(), ids=cases)
+def kind(method: Method) -> tuple:
+    """What the step does differently for a method: which passes it runs, and what its parts read and remember."""
+    parts = method.composition()
+    needs = ("reads_gradient", "reads_progress", "reads_losses", "reads_seconds")
+    declared = []
+    for part in parts:
+        inner = list(part.tree())
+        reads = tuple(need for need in needs if any(getattr(each, need) for each in inner))
+        declared.append((reads, any(each.buffers for each in inner), any(each.initial() for each in inner)))
+    return parts.perturbation.own_pass, parts.samples.selects, *declared
 
 
-each_method = _each(_CASES)
-each_method_on_the_whole_batch = _each(_WHOLE)
-each_method_for_any_model = _each(_ANY_MODEL)  # without those that need a normalisation layer
+_OF_KIND = {kind(method): name for name, method in [*reversed(CASES.items()), ("sam", CASES["sam"])]}
+# Beside one of each kind, those whose parts run passes of their own.
+_KINDS = {*_OF_KIND.values(), "sam, two ascent steps", "sam, second order"}
+# How the weights are displaced: along a gradient that is used up, one that is kept, a new vector, the optimizer's
+# momentum (in the only pass); twice; with some tensors left out and a forward pass between; again for the Hessian.
+_ASCENTS = ("sam", "looksam", "asam", "momentumsam", "sam, two ascent steps", "esam", "sam, second order")
+# What a method keeps lies in the base optimizer's state, or is read from it: there the base optimizer matters.
+_ON_OTHER_BASES = ("sam", "looksam", "friendlysam", "momentumsam")
+
+
+def _each(*names: str, cases: dict[str, Method] = CASES) -> pytest.MarkDecorator:
+    chosen = {name: method for name, method in cases.items() if not names or name in names}
+    return pytest.mark.parametrize("method", chosen.values(), ids=chosen)
+
+
+def _for_any_model(cases: dict[str, Method]) -> dict[str, Method]:
+    """Without the methods that need a normalisation layer."""
+    return {name: m for name, m in cases.items() if type(m.composition().perturbation) is not NormLayers}
+
+
+each_method = _each()
+each_method_for_any_model = _each(cases=_for_any_model(CASES))
+each_kind = _each(*_KINDS)
+each_kind_on_the_whole_batch = _each(*_KINDS, cases=_WHOLE)
+each_ascent = _each(*_ASCENTS)
+
+
+def _and_base(cases: Iterable[str]) -> pytest.MarkDecorator:
+    chosen = [(name, "momentum") for name in cases]
+    chosen += [(name, base) for name in _ON_OTHER_BASES for base in ("sgd", "adamw")]
+    return pytest.mark.parametrize(
+        ("method", "base"), [pytest.param(CASES[name], base, id=f"{name}, {base}") for name, base in chosen]
+    )
+
+
+each_method_and_base = _and_base(CASES)
+each_kind_and_base = _and_base(sorted(_KINDS))
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)),
@@ -136,7 +175,7 @@ class Closure:
 
 
 def reads_losses(optimizer: torch.optim.Optimizer) -> bool:
-    return isinstance(optimizer, SharpnessAwareOptimizer) and optimizer._surroundings.reads_losses
+    return isinstance(optimizer, SharpnessAwareOptimizer) and optimizer._context.needs.losses
 
 
 def wrap(
@@ -157,7 +196,7 @@ def wrap(
 
 def second_pass(optimizer: torch.optim.Optimizer) -> int:
     """The number of the pass that is the first at displaced weights, after the first step; it may be the only one."""
-    return 1 if optimizer._surroundings.one_pass else 2
+    return 1 if optimizer._context.needs.one_pass else 2
 
 
 def takes(method: Method, optimizer: torch.optim.Optimizer) -> bool:
@@ -246,7 +285,7 @@ def distance(a: nn.Module, b: nn.Module) -> float:
 
 def refused(optimizer: Any, closure: Any, error: Any, match: str) -> None:
     """The step is refused, and leaves weights, state and memory as they were."""
-    model = optimizer._passes.model()
+    model = optimizer._context.passes.model()
     before = snapshot(model, optimizer)
     with pytest.raises(error, match=match):
         optimizer.step(closure)

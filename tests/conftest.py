@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sam_algos.core.sight import Sight
+from sam_algos.core.objective.sight import Sight
 
 torch.set_warn_always(True)  # else a warning fails whichever test of a process meets it first, and no other
 
@@ -26,7 +26,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def without_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the first displaced pass be as all others: see `sam_algos.core.sight`."""
+    """Let the first displaced pass be as all others: see `sam_algos.core.objective.sight`."""
     monkeypatch.setattr(Sight, "needs_look", lambda *_: False)
 
 

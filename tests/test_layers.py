@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,10 +19,18 @@ HAS_COMPOSER = importlib.util.find_spec("composer") is not None
 # What each folder may import besides the standard library; a folder of ours stands for itself and those below it.
 MAY_IMPORT = {
     "core": {"torch", "typing_extensions", "sam_algos.core"},  # the second comes with the first
-    "methods": {"torch", "sam_algos.core", "sam_algos.method", "sam_algos.methods"},
+    "methods": {"torch", "sam_algos.core", "sam_algos.method", "sam_algos.methods", "sam_algos.parts"},
     "method.py": {"torch", "composer", "sam_algos.core", "sam_algos.trainer"},
-    "__init__.py": {"sam_algos.core", "sam_algos.method", "sam_algos.methods"},
-    "trainer": {"torch", "composer", "sam_algos.core", "sam_algos.method", "sam_algos.trainer"},
+    "__init__.py": {
+        "sam_algos.batchnorm",
+        "sam_algos.core",
+        "sam_algos.method",
+        "sam_algos.methods",
+        "sam_algos.parts",
+    },
+    "parts.py": {"sam_algos.core"},
+    "batchnorm.py": {"torch", "sam_algos.core"},
+    "trainer": {"torch", "composer", "sam_algos.batchnorm", "sam_algos.core", "sam_algos.method", "sam_algos.trainer"},
     "integrations/__init__.py": set(),
     "integrations/lightning.py": {"sam_algos.core", "sam_algos.method"},  # a mixin, for either of Lightning's names
     "integrations/transformers.py": {"torch", "transformers", "sam_algos.core", "sam_algos.method"},
@@ -45,6 +54,31 @@ def test_modules_import_what_their_folder_may(place: str) -> None:
         for name in imports(file):
             allowed = any(name == may or name.startswith(f"{may}.") for may in MAY_IMPORT[place])
             assert allowed or name.partition(".")[0] in sys.stdlib_module_names, f"{file}: {name}"
+
+
+def modules_of_core() -> dict[str, Path]:
+    """Every module of core by its name in the table of ``core/__init__.py``."""
+    core = PACKAGE / "core"
+    files = [file for file in core.glob("**/*.py") if file.name != "__init__.py"]
+    return {".".join(file.relative_to(core).with_suffix("").parts): file for file in files}
+
+
+def test_core_runs_one_way_in_the_order_of_its_table() -> None:
+    """A module imports from the rows above its own only, in functions and for typing too."""
+    modules = modules_of_core()
+    named = re.findall(r"`([a-z_.]+)`", (PACKAGE / "core" / "__init__.py").read_text())
+    order = list(dict.fromkeys(name for name in named if name in modules))
+    assert set(order) == set(modules)
+    for place, module in enumerate(order):
+        for name in imports(modules[module]):
+            name = name.removeprefix("sam_algos.core.")
+            found = next((m for m in order if name == m or name.startswith(f"{m}.")), None)
+            assert found is None or order.index(found) < place, f"{module} imports {found}"
+
+
+def test_no_two_modules_of_core_share_a_name() -> None:
+    names = [name.rpartition(".")[2] for name in modules_of_core()]
+    assert len(set(names)) == len(names)
 
 
 def test_every_integration_has_a_rule() -> None:

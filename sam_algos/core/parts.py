@@ -11,7 +11,7 @@ part             question                                                  examp
 `Samples`        ON WHICH samples is each pass run?                        `WholeBatch`, `AscentFraction`
 ===============  ========================================================  ==========================================
 
-One step of training (`sam_algos.core.optimizer.SharpnessAwareOptimizer.step`) is, for weights ``w``::
+One step of training (`sam_algos.core.stepping.optimizer.SharpnessAwareOptimizer.step`) is, for weights ``w``::
 
     if policy.decide(step):
         g_s = samples.sharp(step, climb).gradient  # step.at(climb(step)).gradient: the gradient at w + ε
@@ -32,17 +32,20 @@ an overflow leaves no trace, and one part may serve any number of runs.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from torch import Tensor
+from torch.optim import Optimizer
 
-from sam_algos.core.part import Memory, Part
-from sam_algos.core.schedules import Radius
-from sam_algos.core.step import Step
-from sam_algos.core.vector import Vector
+from sam_algos.core.objective.answers import Ascent, Decision, Memory, Rho, Update
+from sam_algos.core.objective.context import Needs
+from sam_algos.core.objective.view import Step
+from sam_algos.core.options import NonNegative, Options
+from sam_algos.core.tensors.vector import Vector
 
 __all__ = [
     "Ascent",
@@ -54,57 +57,88 @@ __all__ = [
     "Parts",
     "Perturbation",
     "Policy",
+    "Radius",
+    "Rho",
     "Samples",
+    "Schedule",
     "Update",
     "WholeBatch",
+    "buffers_of",
 ]
 
-_NOTHING: Memory = {}
 
-
-class Decision(NamedTuple):
-    """A policy's answer for one step.
+class Part(Options, ABC):
+    """Base of the parts of every axis.
 
     Attributes:
-        sharp: Whether the step is sharpness-aware.
-        remember: What the policy will remember if the step succeeds.
-        log: Figures to log with the step, by name.
+        reads_gradient: Whether it reads the plain gradient, that of the whole batch at ``w``, as more than a direction
+            to climb: it is then synchronised between processes, as whatever is remembered of it has to be, and what a
+            descent reads is kept through later passes (one copy of the parameters).
+        reads_progress: Whether it reads ``step.progress``, so that the number of steps has to be known.
+        reads_losses: Whether it reads ``step.losses``, so that the loss of each sample has to be known.
+        reads_scale: Whether its answer depends on the scale of the gradient, other than in proportion: under a
+            ``GradScaler`` the scale then has to be known.
+        reads_seconds: Whether it reads ``step.seconds``, so that steps are timed. It reads them on the same steps on
+            all processes, which there average their readings.
+        buffers: Names of the vectors that it remembers. They live in the base optimizer's state, and so in its
+            checkpoint; before the first step they are empty, which is zero.
     """
 
-    sharp: bool
-    remember: Memory = _NOTHING
-    log: Mapping[str, float] = _NOTHING
+    reads_gradient: ClassVar[bool] = False
+    reads_progress: ClassVar[bool] = False
+    reads_losses: ClassVar[bool] = False
+    reads_scale: ClassVar[bool] = False
+    reads_seconds: ClassVar[bool] = False
+    buffers: ClassVar[tuple[str, ...]] = ()
+
+    def initial(self) -> Memory:
+        """The numbers that it remembers before the first step: all that it will ever return, by name."""
+        return {}
+
+    def check(self, optimizer: Optimizer) -> None:
+        """Refuse a base optimizer that it cannot work with.
+
+        Raises:
+            ValueError: If so.
+        """
+
+    def conflict(self, others: Parts) -> str | None:
+        """Why it cannot be combined with these parts; None if it can."""
+        return None
+
+    def tree(self) -> Iterator[Part]:
+        """This part and those that it holds."""
+        yield self
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            if isinstance(inner := getattr(self, field.name), Part):
+                yield from inner.tree()
 
 
-class Ascent(NamedTuple):
-    """A perturbation, in units of the radius if not said otherwise: ``ε = ρ · scale · direction``.
+def buffers_of(kind: type[Part]) -> set[str]:
+    """The names of all vectors that parts of a kind remember, any of which a checkpoint may hold."""
+    return {*kind.buffers}.union(*map(buffers_of, kind.__subclasses__()))
 
-    Attributes:
-        direction: Parameters that are not in it stay where they are, at no cost.
-        scale: A scalar tensor, left on its device.
-        disposable: Whether the direction was made for this step, so that its memory may hold the displaced weights.
-            (Gradients belong to the loop, which knows whether they are read again.)
-        remember: What the perturbation will remember if the step succeeds.
-        absolute: Whether ``ε = scale · direction``, whatever the radius is.
+
+class Schedule(Part):
+    """A radius that changes over training; it stands wherever a perturbation's or a method's ``rho`` does.
+
+    The radius of each step is logged as ``sam/rho``. A parameter group's own ``rho`` stays what it is. A step whose
+    radius is zero is the base optimizer's.
     """
 
-    direction: Vector
-    scale: Tensor
-    disposable: bool = False
-    remember: Memory = _NOTHING
-    absolute: bool = False
+    @abstractmethod
+    def radius(self, step: Step) -> float | Tensor | Rho:
+        """``ρ`` of this step, >= 0.
+
+        It may follow ``step.progress`` and the learning rates, and with ``reads_gradient`` the plain gradient: it is
+        then asked after the policy, so that a gradient which both read is computed once. A scalar tensor stays on its
+        device; a radius of zero that is a tensor costs what any other does. `Rho` remembers numbers, which
+        ``step.memory`` holds in the next step.
+        """
 
 
-class Update(NamedTuple):
-    """The gradient for the base optimizer.
-
-    Attributes:
-        gradient: It; a parameter that is not in it is not stepped.
-        remember: What the part will remember if the step succeeds.
-    """
-
-    gradient: Vector
-    remember: Memory = _NOTHING
+Radius: TypeAlias = NonNegative | Schedule
+"""The range of a ``rho``: a constant, 0 for the base optimizer alone, or a `Schedule`."""
 
 
 class Policy(Part):
@@ -217,6 +251,23 @@ class Parts(NamedTuple):
             axis: {name: value for inner in part.tree() for name, value in inner.initial().items()}
             for axis, part in self._asdict().items()
         }
+
+    def needs(self, *, synchronize: bool = False) -> Needs:
+        """What has to be known, kept and averaged for these parts.
+
+        Args:
+            synchronize (bool): Average the gradients of the ascent even where no part needs it.
+        """
+        after_the_ascent = (*self.descent.tree(), *self.samples.tree())
+        reads_gradient = self.reader("reads_gradient") is not None
+        losses = self.reader("reads_losses") is not None
+        return Needs(
+            synchronized=synchronize or reads_gradient,
+            gradient_after_ascent=any(part.reads_gradient for part in after_the_ascent),
+            losses=losses,
+            seconds=self.reader("reads_seconds") is not None,
+            one_pass=not (reads_gradient or losses or self.perturbation.own_pass),
+        )
 
     def conflict(self) -> str | None:
         """Why these parts cannot be combined; None if they can."""

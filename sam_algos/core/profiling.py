@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from torch.autograd import profiler
 
-__all__ = ["span"]
+__all__ = ["is_profiled", "within"]
 
-_NOTHING = nullcontext()
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
-def span(name: str) -> AbstractContextManager[Any]:
-    """A range with a name while a profiler is active; nothing, at no cost, otherwise."""
-    return profiler.record_function(name) if profiler._is_profiler_enabled else _NOTHING
+def is_profiled() -> bool:
+    """Whether a profiler is active."""
+    return profiler._is_profiler_enabled
+
+
+def within(name: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call a function, in a range of this name if a profiler is active."""
+    if not profiler._is_profiler_enabled:
+        return function(*args, **kwargs)
+    record: Any = profiler.record_function(name)
+    with record:
+        return function(*args, **kwargs)

@@ -8,10 +8,10 @@ from typing import ClassVar
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sam_algos.core.objective.view import Step
 from sam_algos.core.options import Fraction, PositiveInt
 from sam_algos.core.parts import Climb, Parts, Samples, Update
-from sam_algos.core.selection import First
-from sam_algos.core.step import Step
+from sam_algos.core.passes.selection import First
 
 __all__ = ["AscentFraction", "Groups"]
 

@@ -1,37 +1,18 @@
-"""The radius of a perturbation over training."""
+"""Schedules of the radius over training."""
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import ClassVar
 
 from torch.optim import Optimizer
 
+from sam_algos.core.objective.view import Step
 from sam_algos.core.options import NonNegative, Positive
-from sam_algos.core.part import Part
+from sam_algos.core.parts import Schedule
 
-if TYPE_CHECKING:
-    from sam_algos.core.step import Step
-
-__all__ = ["Cosine", "Linear", "Proportional", "Radius", "Schedule"]
-
-
-class Schedule(Part):
-    """A radius that changes over training; it stands wherever a perturbation's or a method's ``rho`` does.
-
-    The radius of each step is logged as ``sam/rho``. A parameter group's own ``rho`` stays what it is. A step whose
-    radius is zero is the base optimizer's.
-    """
-
-    @abstractmethod
-    def radius(self, step: Step) -> float:
-        """``ρ`` of this step, >= 0."""
-
-
-Radius: TypeAlias = NonNegative | Schedule
-"""The range of a ``rho``: a constant, 0 for the base optimizer alone, or a `Schedule`."""
+__all__ = ["Cosine", "Linear", "Proportional"]
 
 
 def _between(start: float, end: float, done: float) -> float:

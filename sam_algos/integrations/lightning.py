@@ -6,13 +6,14 @@ import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam_algos.method import Method
 
 if TYPE_CHECKING:
-    from sam_algos.core.optimizer import SharpnessAwareOptimizer
+    from sam_algos.core.stepping.optimizer import SharpnessAwareOptimizer
 
 __all__ = ["SharpnessAwareMixin"]
 
@@ -82,7 +83,7 @@ class SharpnessAwareMixin:
         if trainer is not None:
             loop = trainer.fit_loop.epoch_loop.automatic_optimization
             if not isinstance(loop, _Closures):
-                loop.__class__ = type(type(loop).__name__, (_Closures, type(loop)), {})
+                loop.__class__ = _with_closures(type(loop))
 
     def on_fit_start(self: Any) -> None:
         """Wrap the optimizer, before the Trainer loads a checkpoint into it."""
@@ -214,6 +215,19 @@ class _Closures:
         closure = super()._make_closure(kwargs, optimizer, batch_idx)  # pyright: ignore[reportAttributeAccessIssue]
         module = self.trainer.lightning_module
         return _Closure(module, optimizer, closure) if isinstance(module, SharpnessAwareMixin) else closure
+
+    def __reduce__(self: Any) -> Any:
+        """Pickle as what it was, for processes that are spawned; the class itself is made on the fly."""
+        return _new_loop, (type(self).__mro__[2],), self.__dict__
+
+
+@cache
+def _with_closures(kind: type) -> type:
+    return type(kind.__name__, (_Closures, kind), {})
+
+
+def _new_loop(kind: type) -> Any:
+    return object.__new__(_with_closures(kind))
 
 
 class _Closure:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from sam_algos.core.radii import OwnRadii
+from sam_algos.core.objective.radii import OwnRadii
 from sam_algos.method import Method
 
 if TYPE_CHECKING:
-    from sam_algos.core.optimizer import SharpnessAwareOptimizer
+    from sam_algos.core.stepping.optimizer import SharpnessAwareOptimizer
 
 __all__ = ["SharpnessAwareMixin", "SharpnessAwareTrainer"]
 

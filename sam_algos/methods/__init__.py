@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import re
 
-from sam_algos.core.parts import Descent, Part, Perturbation, Policy, Samples, WholeBatch
-from sam_algos.core.samples import AscentFraction, Groups
-from sam_algos.core.schedules import Cosine, Linear, Proportional, Schedule
 from sam_algos.method import Method
 from sam_algos.methods.aesam import *
 from sam_algos.methods.asam import *
@@ -27,6 +24,20 @@ from sam_algos.methods.sssam import *
 from sam_algos.methods.stablesam import *
 from sam_algos.methods.vasso import *
 from sam_algos.methods.wsam import *
+from sam_algos.parts import (
+    AscentFraction,
+    Cosine,
+    Descent,
+    Groups,
+    Linear,
+    Part,
+    Perturbation,
+    Policy,
+    Proportional,
+    Samples,
+    Schedule,
+    WholeBatch,
+)
 
 __all__ = ["METHODS", "PARTS", "AscentFraction", "Cosine", "Groups", "Linear", "Proportional", "WholeBatch"]
 

@@ -8,14 +8,24 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from sam_algos.core.options import Finite, NonNegative, PositiveInt, PositiveOrNone, ProbabilityOrNone, UnitInterval
-from sam_algos.core.parts import Decision, Memory, Parts, Policy
-from sam_algos.core.schedules import Radius
-from sam_algos.core.step import Step
 from sam_algos.method import Method
 from sam_algos.methods.budget import TargetFraction, TargetOverhead
 from sam_algos.methods.looksam import Reuse
 from sam_algos.methods.sam import PNorm, SharpGradient
+from sam_algos.parts import (
+    Decision,
+    Finite,
+    Memory,
+    NonNegative,
+    Parts,
+    Policy,
+    PositiveInt,
+    PositiveOrNone,
+    ProbabilityOrNone,
+    Radius,
+    Step,
+    UnitInterval,
+)
 
 __all__ = ["AESAM", "AELookSAM", "GradientNorm"]
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import ClassVar
 
-from sam_algos.core.options import Positive, Probability, UnitInterval
-from sam_algos.core.parts import Decision, Memory, Policy
-from sam_algos.core.step import Step
+from sam_algos.parts import Decision, Memory, Policy, Positive, Probability, Step, UnitInterval
 
 __all__ = ["TargetFraction", "TargetOverhead"]
 
@@ -131,7 +129,6 @@ class TargetOverhead(Policy):
 
     def decide(self, step: Step) -> Decision:
         """Among as many of the largest as the budget pays for."""
-        _ = step.gradient_norm  # which waits for the device, before the time is taken
         plain, sharp, own = step.seconds
         if math.isnan(sharp):
             decision = _decide(step, 0.0, self.delta)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sam_algos.core.parts import Descent, Parts, Perturbation, Policy, Samples, WholeBatch
 from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, PNorm, SharpGradient
+from sam_algos.parts import Descent, Parts, Perturbation, Policy, Samples, WholeBatch
 
 __all__ = ["SharpnessAware"]
 

@@ -8,13 +8,22 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sam_algos.core import tensors
-from sam_algos.core.options import Fraction, Seed
-from sam_algos.core.parts import Ascent, Climb, Parts, Perturbation, Samples, Update, WholeBatch
-from sam_algos.core.schedules import Radius
-from sam_algos.core.step import Step
+from sam_algos.core.tensors import lists as tensors
 from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, SharpGradient
+from sam_algos.parts import (
+    Ascent,
+    Climb,
+    Fraction,
+    Parts,
+    Perturbation,
+    Radius,
+    Samples,
+    Seed,
+    Step,
+    Update,
+    WholeBatch,
+)
 
 __all__ = ["ESAM", "MostSensitive", "RandomMask"]
 

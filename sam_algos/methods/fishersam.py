@@ -9,14 +9,11 @@ from typing import ClassVar
 
 import torch
 
-from sam_algos.core import tensors
-from sam_algos.core.blocks import blocks
-from sam_algos.core.options import NonNegative
-from sam_algos.core.parts import Ascent, Parts, Perturbation
-from sam_algos.core.schedules import Radius
-from sam_algos.core.step import Step
+from sam_algos.core.tensors import lists as tensors
+from sam_algos.core.tensors.blocks import blocks
 from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, SharpGradient
+from sam_algos.parts import Ascent, NonNegative, Parts, Perturbation, Radius, Step
 
 __all__ = ["Fisher", "FisherSAM"]
 

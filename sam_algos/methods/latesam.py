@@ -7,12 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sam_algos.core.options import Probability
-from sam_algos.core.parts import Decision, Parts, Policy
-from sam_algos.core.schedules import Radius
-from sam_algos.core.step import Step
 from sam_algos.method import Method
 from sam_algos.methods.sam import PNorm, SharpGradient
+from sam_algos.parts import Decision, Parts, Policy, Probability, Radius, Step
 
 __all__ = ["Late", "LateSAM"]
 

@@ -10,14 +10,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sam_algos.core import tensors
-from sam_algos.core.options import NonNegative, PositiveInt
-from sam_algos.core.parts import Ascent, Descent, Memory, Parts, Perturbation, Update
-from sam_algos.core.schedules import Radius
-from sam_algos.core.step import Step
-from sam_algos.core.vector import Vector
+from sam_algos.core.tensors import lists as tensors
 from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, PNorm
+from sam_algos.parts import (
+    Ascent,
+    Descent,
+    Memory,
+    NonNegative,
+    Parts,
+    Perturbation,
+    PositiveInt,
+    Radius,
+    Step,
+    Update,
+    Vector,
+)
 
 __all__ = ["LayerScaled", "LookLayerSAM", "LookSAM", "Reuse"]
 

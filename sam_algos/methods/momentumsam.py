@@ -11,15 +11,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sam_algos.core import shards, tensors
-from sam_algos.core.options import NameOrNone
-from sam_algos.core.part import Part, buffers_of
-from sam_algos.core.parts import Ascent, Parts, Perturbation
-from sam_algos.core.schedules import Radius
-from sam_algos.core.step import Step
-from sam_algos.core.vector import Vector
+from sam_algos.core.tensors import lists as tensors
+from sam_algos.core.tensors import shards
 from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, SharpGradient
+from sam_algos.parts import Ascent, NameOrNone, Part, Parts, Perturbation, Radius, Step, Vector, buffers_of
 
 __all__ = ["Momentum", "MomentumSAM"]
 

@@ -10,14 +10,25 @@ from typing import ClassVar
 
 import torch
 
-from sam_algos.core import tensors
-from sam_algos.core.options import NonNegative, NormOrder, PositiveInt
-from sam_algos.core.parts import Ascent, Decision, Descent, Parts, Perturbation, Policy, Update, WholeBatch
-from sam_algos.core.samples import Groups
-from sam_algos.core.schedules import Radius
-from sam_algos.core.step import Step
-from sam_algos.core.vector import Vector
+from sam_algos.core.tensors import lists as tensors
 from sam_algos.method import Method
+from sam_algos.parts import (
+    Ascent,
+    Decision,
+    Descent,
+    Groups,
+    NonNegative,
+    NormOrder,
+    Parts,
+    Perturbation,
+    Policy,
+    PositiveInt,
+    Radius,
+    Step,
+    Update,
+    Vector,
+    WholeBatch,
+)
 
 __all__ = ["SAM", "Interval", "PNorm", "ProjectedAscent", "SecondOrder", "SharpGradient"]
 

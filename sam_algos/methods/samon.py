@@ -7,13 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sam_algos.core import tensors
-from sam_algos.core.names import Name
-from sam_algos.core.parts import Ascent, Parts, Perturbation
-from sam_algos.core.schedules import Radius
-from sam_algos.core.step import Step
+from sam_algos.core.tensors import lists as tensors
+from sam_algos.core.tensors.parameters import Name
 from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, SharpGradient
+from sam_algos.parts import Ascent, Parts, Perturbation, Radius, Step
 
 __all__ = ["SAMON", "NormLayers"]
 

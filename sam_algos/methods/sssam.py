@@ -8,12 +8,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from sam_algos.core.options import Probability, Seed
-from sam_algos.core.parts import Decision, Parts, Policy
-from sam_algos.core.schedules import Radius
-from sam_algos.core.step import Step
 from sam_algos.method import Method
 from sam_algos.methods.sam import PNorm, SharpGradient
+from sam_algos.parts import Decision, Parts, Policy, Probability, Radius, Seed, Step
 
 __all__ = ["SSSAM", "Bernoulli", "ScheduledBernoulli"]
 

@@ -7,13 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sam_algos.core.parts import Descent, Parts, Update
-from sam_algos.core.schedules import Radius
-from sam_algos.core.step import Step
-from sam_algos.core.tensors import reciprocal
-from sam_algos.core.vector import Vector
 from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, PNorm
+from sam_algos.parts import Descent, Parts, Radius, Step, Update, Vector, reciprocal
 
 __all__ = ["Rescaled", "StableSAM"]
 

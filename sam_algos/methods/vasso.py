@@ -7,13 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sam_algos.core.options import Fraction
-from sam_algos.core.parts import Ascent, Parts, Perturbation
-from sam_algos.core.schedules import Radius
-from sam_algos.core.step import Step
-from sam_algos.core.tensors import reciprocal
 from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, SharpGradient
+from sam_algos.parts import Ascent, Fraction, Parts, Perturbation, Radius, Step, reciprocal
 
 __all__ = ["Averaged", "VaSSO"]
 

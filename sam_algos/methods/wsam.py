@@ -6,12 +6,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sam_algos.core.options import UnitInterval
-from sam_algos.core.parts import Parts
-from sam_algos.core.schedules import Radius
 from sam_algos.method import Method
 from sam_algos.methods.gradientnormpenalty import Mixed
 from sam_algos.methods.sam import Interval, PNorm
+from sam_algos.parts import Parts, Radius, UnitInterval
 
 __all__ = ["WSAM"]
 

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from composer.algorithms import SAM as ComposerSAM
 from composer.algorithms.sam import SAMOptimizer as ComposerSAMOptimizer
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
-from sam_algos.core.replay import refuse_fsdp1
-from sam_algos.core.wrapper import WrappedOptimizer
+from sam_algos.core.refusals import refuse_fsdp1
+from sam_algos.core.stepping.wrapper import WrappedOptimizer
 from sam_algos.trainer.instances import refuse_class
 from sam_algos.trainer.passes import TrainerPasses
 from sam_algos.trainer.sharded import load_without, will_be_fsdp1
 
 if TYPE_CHECKING:
-    from sam_algos.core.optimizer import SharpnessAwareOptimizer
-    from sam_algos.method import Method
+    from torch.optim import Optimizer
+
+    from sam_algos.core.parts import Parts
+    from sam_algos.core.passes.contract import Passes
+    from sam_algos.core.stepping.optimizer import SharpnessAwareOptimizer
 
 __all__ = ["SharpnessAwareMemory", "WrapsOptimizer"]
 
 
 class WrapsOptimizer(Algorithm):
     """What makes a method a Composer algorithm: it wraps the optimizer on :attr:`.Event.INIT`."""
+
+    if TYPE_CHECKING:  # what `Method` has
+
+        def composition(self) -> Parts: ...  # noqa: D102
+        def _wrap(self, optimizer: Optimizer, passes: Passes) -> SharpnessAwareOptimizer: ...
 
     @refuse_class
     def match(self, event: Event, state: State) -> bool:
@@ -33,14 +41,14 @@ class WrapsOptimizer(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> int | None:
         """Wrap the optimizer, and leave in this Trainer an instance of its own and what saves its memory."""
-        method = cast("Method", self)
-        _refuse_conflicts(method, state)
-        _refuse_checkpoints_of_composers_sam(type(method).__name__, state)
-        parts = method.composition()
+        _refuse_conflicts(self, state)
+        _refuse_checkpoints_of_composers_sam(type(self).__name__, state)
+        parts = self.composition()
         passes = TrainerPasses(state, logger, selects=parts.samples.selects)
-        optimizer = method._wrap(state.optimizers[0], passes)
+        optimizer = self._wrap(state.optimizers[0], passes)
         state.optimizers = (optimizer,)
         load_without(parts.buffers(), state)
+        method: Any = self  # a dataclass
         own = replace(method)
         state.algorithms = [*(own if a is self else a for a in state.algorithms), SharpnessAwareMemory(optimizer)]
         return None
@@ -88,7 +96,7 @@ class SharpnessAwareMemory(Algorithm):
         return "SharpnessAwareMemory()"
 
 
-def _refuse_conflicts(method: Method, state: State) -> None:
+def _refuse_conflicts(method: WrapsOptimizer, state: State) -> None:
     name = type(method).__name__
     refuse_fsdp1(name, state.model, configured=will_be_fsdp1(state))
     others = [a for a in state.algorithms if isinstance(a, (WrapsOptimizer, ComposerSAM)) and a is not method]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam_algos.core.selection import EVERYTHING, Rows, Selection, map_tensors, sample_count
+from sam_algos.core.passes.selection import EVERYTHING, Rows, Selection, map_tensors, sample_count
 
 __all__ = ["Microbatch"]
 

@@ -13,9 +13,9 @@ from composer.loggers import Logger
 from composer.models import ComposerModel
 from torch import Tensor
 
-from sam_algos.core.passes import Pass
-from sam_algos.core.selection import sample_count
-from sam_algos.core.streams import RandomStreams
+from sam_algos.core.passes.contract import Pass
+from sam_algos.core.passes.randomness import RandomStreams
+from sam_algos.core.passes.selection import sample_count
 from sam_algos.trainer.microbatch import Microbatch
 
 __all__ = ["Narrowing"]

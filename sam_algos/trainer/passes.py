@@ -10,9 +10,8 @@ import torch
 from composer.core import Algorithm, Callback, Event, State, TimeUnit
 from composer.loggers import Logger
 
-from sam_algos.core.passes import Outcome, Pass, Passes
-from sam_algos.core.profiling import span
-from sam_algos.core.selection import EVERYTHING, First
+from sam_algos.core.passes.contract import Outcome, Pass, Passes
+from sam_algos.core.passes.selection import EVERYTHING, First
 from sam_algos.trainer.narrowing import Narrowing
 
 __all__ = ["TrainerPasses", "training_progress"]
@@ -47,21 +46,20 @@ class TrainerPasses(Passes):
         self._state = state
         self._logger = logger
         self._narrowing = Narrowing(state)
+        self.finish, self.log = self._finish, logger.log_metrics
 
     def first(self, closure: Callable[..., Any], plan: Pass) -> Outcome | None:
         """Run the closure, without what acts when a batch is trained."""
         narrowed = isinstance(plan.selection, First)
         if plan.repeatable:
-            with span("sam/replay"):
-                self._replay.record(self._state.model, plan.params, self._state.batch, narrowed=narrowed)
+            self._replay.record(self._state.model, plan.params, self._state.batch, narrowed=narrowed)
         with self._held_back(Event.AFTER_TRAIN_BATCH):
             return self._call(closure, plan, first=True)
 
     def again(self, closure: Callable[..., Any], plan: Pass) -> Outcome | None:
         """Run the closure again, unseen."""
         with ExitStack() as stack:
-            with span("sam/replay"):
-                stack.enter_context(self._replay.again())
+            stack.enter_context(self._replay.again())
             stack.enter_context(self._muted())
             stack.enter_context(self._held_back(Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH))
             return self._call(closure, plan, first=False, loss_dict={})
@@ -70,15 +68,15 @@ class TrainerPasses(Passes):
         whole = plan.selection is EVERYTHING and plan.gradient and not plan.losses and not self._selects
         synchronized = self._synchronizes(plan)
         narrowing = nullcontext() if whole else self._narrowing(plan, first=first)
-        with torch.enable_grad(), narrowing, self.working("sam/pass"):
-            loss = closure(ddp_sync=synchronized, **arguments)
+        with torch.enable_grad(), narrowing:
+            loss = self.work("sam/pass", closure, ddp_sync=synchronized, **arguments)
         if loss is None:
             return None
         if whole:
             return Outcome(loss, None, 1.0, synchronized)
         return Outcome(loss, self._narrowing.losses(), self._narrowing.share(), synchronized)
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Let algorithms and callbacks act on the trained batch."""
         state = self._state
         for algorithm in reversed(state.algorithms):
@@ -99,10 +97,6 @@ class TrainerPasses(Passes):
     def model(self) -> torch.nn.Module:
         """The Trainer's model, with what data parallelism put around it."""
         return self._state.model
-
-    def log(self, metrics: dict[str, float]) -> None:
-        """Log through the Trainer's loggers."""
-        self._logger.log_metrics(metrics)
 
     @contextmanager
     def _held_back(self, *events: Event) -> Iterator[None]:

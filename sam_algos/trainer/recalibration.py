@@ -17,10 +17,10 @@ from composer.loggers import Logger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sam_algos.core import shards
+from sam_algos.batchnorm import Statistics, recalibrate, recalibrated_layers
 from sam_algos.core.options import Options, PositiveInt, Range
-from sam_algos.core.recalibration import Statistics, recalibrate, recalibrated_layers
-from sam_algos.core.vector import Vector
+from sam_algos.core.tensors import shards
+from sam_algos.core.tensors.vector import Vector
 from sam_algos.trainer.instances import refuse_class
 
 __all__ = ["RecalibrateBatchNorm"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -298,7 +299,7 @@ def test_lightnings_own_progress_is_that_of_plain_training(options: dict[str, An
 def test_batches_are_kept_no_longer_than_the_step(options: dict[str, Any]) -> None:
     net = Net(SAM())
     fit(net, {**options, "accumulate_grad_batches": 4})
-    assert not net._sharpness_aware._passes.begun
+    assert not net._sharpness_aware._context.passes.begun
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -643,3 +644,11 @@ def test_a_silent_logger_can_be_read_and_does_nothing() -> None:
     assert list(silent.experiment) == [] and said == []
     with pytest.raises(AttributeError):
         _ = silent.unknown
+
+
+def test_a_trainer_that_a_module_is_attached_to_can_be_pickled(options: dict[str, Any]) -> None:
+    """Processes that are spawned get it that way."""
+    net = Net()
+    trainer = net.trainer = L.Trainer(**options)
+    loop = pickle.loads(pickle.dumps(trainer)).fit_loop.epoch_loop.automatic_optimization
+    assert type(loop) is type(trainer.fit_loop.epoch_loop.automatic_optimization)

@@ -19,10 +19,12 @@ from sam_algos import (
     SharpGradient,
     Step,
 )
-from sam_algos.core.closures import ClosurePasses
-from sam_algos.core.displacement import Displacement
-from sam_algos.core.evaluation import Evaluation, Surroundings
-from sam_algos.core.names import Name
+from sam_algos.core.objective.context import Context
+from sam_algos.core.objective.evaluation import Evaluation
+from sam_algos.core.objective.radii import OwnRadii
+from sam_algos.core.passes.closures import ClosurePasses
+from sam_algos.core.tensors.displacement import Displacement
+from sam_algos.core.tensors.parameters import Name
 
 # Derandomised: the examples are the same on every machine, and a failure on one is a failure on all.
 checked = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -55,14 +57,16 @@ def observed(
         return 0.0
 
     called = [Name(name, None) for name in names or ["weight"] * len(params)]
-    around = Surroundings(
+    base = torch.optim.SGD([*params, torch.zeros(0)], lr=0.1)
+    context = Context(
         passes=ClosurePasses(nn.Module(), total),
-        parts=Parts(Interval(), PNorm(), descent),
+        needs=Parts(Interval(), PNorm(), descent).needs(),
         names=lambda asked: [called[next(i for i, p in enumerate(params) if p is q)] for q in asked],  # pyright: ignore
         displacement=Displacement(),
-        base=torch.optim.SGD([*params, torch.zeros(0)], lr=0.1),
+        radii=OwnRadii(base),
+        private=False,
     )
-    evaluation = Evaluation(around, closure, index)
+    evaluation = Evaluation(context, base, closure, index)
     evaluation.radius = 0.05
     return Step(evaluation, memory or {})
 

@@ -32,6 +32,20 @@ def replicated() -> nn.Module:
     return DistributedDataParallel(network())
 
 
+class _TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)])
+
+    def forward(self, x: Tensor, head: int) -> Tensor:
+        return self.heads[head](x)
+
+
+def two_heads() -> nn.Module:
+    return DistributedDataParallel(_TwoHeads(), find_unused_parameters=True)
+
+
 def sharded() -> nn.Module:
     model = network()
     fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
@@ -72,6 +86,13 @@ def another_code_on_one(model: nn.Module, optimizer: Any) -> Callable[[], Tensor
     return other if dist.get_rank() and len(optimizer.metrics) else one
 
 
+def another_head_on_one(model: nn.Module, optimizer: Any) -> Callable[[], Tensor]:
+    """The optimizer holds the first head, which one process does not reach in the first two steps."""
+    head = int(dist.get_rank() == 1 and optimizer.method_state_dict()["step"] < 2)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(dist.get_rank()))
+    return lambda: (optimizer.zero_grad(), loss := model(x, head).square().mean(), loss.backward())[1]
+
+
 def copies(model: nn.Module, optimizer: Any) -> Callable[[], Tensor]:
     """A gradient and a loss of weights from before."""
     optimizer.zero_grad()
@@ -93,6 +114,10 @@ CASES: dict[str, Case] = {
         f"{name}, {closure.__name__}, {type(method).__name__}": (make, method, closure)
         for name, make in (("replicated", replicated), ("sharded", sharded))
         for closure in (sound, nothing_to_learn_on_one, another_code_on_one, copies)
+        for method in (SAM(), RandomSAM(), *((MomentumSAM(rho=0.1),) if closure is copies else ()))
+    },
+    **{
+        f"two heads, {type(method).__name__}": (two_heads, method, another_head_on_one)
         for method in (SAM(), MomentumSAM(rho=0.1), RandomSAM())
     },
     "memory, synchronized": (with_hook(power_sgd, powerSGD_hook), SAM(synchronize=True), sound),
@@ -110,7 +135,8 @@ def train(case: Case) -> tuple[str, list[Tensor]]:
     """What was said, and the weights in the end."""
     make, method, closure = case
     model = make()
-    optimizer = method.wrap(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model=model)
+    trained = (model.module.heads[0] if make is two_heads else model).parameters()
+    optimizer = method.wrap(torch.optim.SGD(trained, lr=0.1, momentum=0.9), model=model)
     said = ""
     try:
         for _ in range(4):

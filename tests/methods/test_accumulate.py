@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sam_algos import AESAM, ESAM, SAM, LookSAM, Method, MomentumSAM
-from tests.cases import each_method, make_batches, make_model, same, snapshot, wrap
+from tests.cases import each_kind, make_batches, make_model, same, snapshot, wrap
 
 K = 3
 BATCHES = make_batches(4 * K)
@@ -58,7 +58,7 @@ def on_whole_batches(method: Method) -> bool:
     return not parts.samples.selects and parts.reader("reads_losses") is None
 
 
-@each_method
+@each_kind
 @pytest.mark.parametrize("name", ["batchnorm", "dropout"])
 def test_microbatches_that_come_one_at_a_time_train_as_one_closure_over_them(method: Method, name: str) -> None:
     """To the last bit, statistics of BatchNorm, masks and figures included."""
@@ -115,14 +115,14 @@ def test_a_flat_step_and_one_pass_methods_keep_no_batches() -> None:
         optimizer: Any = wrap(method, model)
         as_they_come(optimizer, model, "step")
         optimizer.accumulate(partial(microbatch, model, *BATCHES[0]))
-        assert optimizer._passes._earlier[0].closure is None
+        assert optimizer._context.passes._earlier[0].closure is None
 
 
 def test_nothing_is_kept_when_the_step_is_over() -> None:
     model = make_model("mlp")
     optimizer: Any = wrap(SAM(), model)
     as_they_come(optimizer, model, "backward")
-    assert not optimizer._passes.begun
+    assert not optimizer._context.passes.begun
 
 
 @pytest.mark.parametrize("zero", [lambda o: o.zero_grad(), lambda o: o.zero_grad(set_to_none=False)])
@@ -209,15 +209,15 @@ def test_a_copy_made_amid_a_step_is_at_its_beginning(clone: Callable[[Any], Any]
     optimizer: Any = wrap(LookSAM(), model)
     optimizer.accumulate(partial(microbatch, model, *BATCHES[0]))
     other = clone(optimizer)
-    assert not other._passes.begun and optimizer._passes.begun
-    as_they_come(other, other._passes.model(), "step")
+    assert not other._context.passes.begun and optimizer._context.passes.begun
+    as_they_come(other, other._context.passes.model(), "step")
 
 
 def test_time_between_microbatches_is_the_programs() -> None:
     """A method that is given an overhead must not pay for the loading of data."""
     model = make_model("mlp")
     optimizer: Any = wrap(AESAM(target_overhead=0.1), model)
-    passes = optimizer._passes
+    passes = optimizer._context.passes
     now = [0.0]
     passes.clock = lambda: now[0]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import AESAM, ASAM, SAM, SSSAM, AELookSAM, GradientNorm, LookSAM, Reuse, SharpnessAware
-from sam_algos.core.selection import First, Selection
+from sam_algos.core.passes.selection import First, Selection
 from tests.cases import Closure, make_batches, make_model, same, snapshot, steps, wrap
 
 SHARES = {1.0: 7, 0.5: 4, 0.25: 2}  # of the 7 samples of each batch

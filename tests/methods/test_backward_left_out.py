@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import AESAM, SAM, LookSAM, Method
-from tests.cases import Closure, each_method, make_batches, make_model, same, snapshot, steps, wrap
+from tests.cases import Closure, each_kind, make_batches, make_model, same, snapshot, steps, wrap
 from tests.methods.test_backward import by_backward
 
 BATCHES = make_batches(6)
@@ -107,7 +107,7 @@ class Breaks(Closure):
         return super().losses(*samples)
 
 
-@each_method
+@each_kind
 @pytest.mark.parametrize("in_pass", [1, 2])
 def test_an_exception_in_any_pass_leaves_weights_and_memory_and_the_next_goes_on(method: Method, in_pass: int) -> None:
     model, other = make_model("batchnorm"), make_model("batchnorm")

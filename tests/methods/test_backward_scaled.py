@@ -23,7 +23,7 @@ class Scaled(Closure):
         self.scaler = scaler
 
     def __call__(self, *samples: Any) -> Any:
-        if isinstance(losses := self.losses(*samples), Tensor) and self.optimizer._surroundings.reads_losses:
+        if isinstance(losses := self.losses(*samples), Tensor) and self.optimizer._context.needs.losses:
             return losses
         self.optimizer.zero_grad()
         self.scaler.scale(losses.mean()).backward()

@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sam_algos import Method, SharpnessAwareOptimizer
-from sam_algos.core.closures import ClosurePasses
-from sam_algos.core.passes import Outcome, Pass
-from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.passes.closures import ClosurePasses
+from sam_algos.core.passes.contract import Outcome, Pass
+from sam_algos.core.passes.selection import EVERYTHING, Selection
 from tests.cases import (
     Closure,
+    each_ascent,
+    each_kind,
+    each_kind_on_the_whole_batch,
     each_method,
-    each_method_on_the_whole_batch,
     make_batches,
     make_model,
     reads_losses,
@@ -36,9 +38,14 @@ ERRORS: dict[str, BaseException] = {
 PLACES = ("closure", "forward", "backward")
 PASSES = ("first pass", "second pass")
 
-# Every place and pass with one kind of error, and the other kinds where most is under way.
-FAULTS = [("exception", place, which) for place in PLACES for which in PASSES]
-FAULTS += [(error, "backward", "second pass") for error in ERRORS if error != "exception"]
+# Where most is under way, for every method; the other places and passes; and there the other kinds of error.
+WORST = ("exception", "backward", "second pass")
+ELSEWHERE = [("exception", place, which) for place in PLACES for which in PASSES if (place, which) != WORST[1:]]
+OTHERWISE = [(error, *WORST[1:]) for error in ERRORS if error != "exception"]
+
+
+def each_fault(*faults: tuple[str, str, str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("error", "place", "which"), faults, ids=map(", ".join, faults))
 
 
 class Faulty(Closure):
@@ -75,9 +82,9 @@ class Overflowing(ClosurePasses):
     """Overflows in one of the passes of a step, as float16 does under Composer."""
 
     def __init__(self, optimizer: SharpnessAwareOptimizer) -> None:
-        like: Any = optimizer._passes
+        like: Any = optimizer._context.passes
         super().__init__(like._model, like._total_steps, selects=like._selects)
-        optimizer._passes = optimizer._surroundings.passes = self
+        optimizer._context.passes = self
         self.number = self._count = 0
 
     def first(self, closure: Any, plan: Pass) -> Any:
@@ -93,8 +100,23 @@ class Overflowing(ClosurePasses):
 
 
 @each_method
-@pytest.mark.parametrize(("error", "place", "which"), FAULTS, ids=[", ".join(fault) for fault in FAULTS])
-def test_an_error_leaves_no_trace(method: Method, error: str, place: str, which: str) -> None:
+def test_an_error_where_most_is_under_way_leaves_no_trace(method: Method) -> None:
+    leaves_no_trace(method, *WORST)
+
+
+@each_ascent
+@each_fault(*ELSEWHERE)
+def test_an_error_in_any_place_leaves_no_trace(method: Method, error: str, place: str, which: str) -> None:
+    leaves_no_trace(method, error, place, which)
+
+
+@each_ascent
+@each_fault(*OTHERWISE)
+def test_any_kind_of_error_leaves_no_trace(method: Method, error: str, place: str, which: str) -> None:
+    leaves_no_trace(method, error, place, which)
+
+
+def leaves_no_trace(method: Method, error: str, place: str, which: str) -> None:
     model, twin = make_model("mlp"), make_model("mlp")
     optimizer, calm = wrap(method, model), wrap(method, twin)
     hit = 0
@@ -112,7 +134,7 @@ def test_an_error_leaves_no_trace(method: Method, error: str, place: str, which:
     assert hit
 
 
-@each_method
+@each_kind
 @pytest.mark.parametrize("which", PASSES)
 def test_an_overflow_skips_the_step(method: Method, which: str) -> None:
     model = make_model("mlp")
@@ -129,37 +151,7 @@ def test_an_overflow_skips_the_step(method: Method, which: str) -> None:
     assert hit
 
 
-@each_method
-def test_base_optimizer_steps_from_the_clean_weights_in_their_own_memory(method: Method) -> None:
-    model = make_model("batchnorm")
-    optimizer = wrap(method, model)
-    clean: list[Tensor] = []
-    seen: list[bool] = []
-    addresses = [p.data_ptr() for p in model.parameters()]
-    optimizer.base_optimizer.register_step_pre_hook(
-        lambda *_: seen.append(all(map(torch.equal, clean, model.parameters())))
-    )
-    for batch in make_batches(8):
-        clean[:] = [p.detach().clone() for p in model.parameters()]
-        optimizer.step(Closure(model, optimizer, batch))
-        assert [p.data_ptr() for p in model.parameters()] == addresses
-    assert seen == [True] * 8
-
-
-@each_method
-def test_some_pass_is_at_other_weights(method: Method) -> None:
-    model = make_model("mlp")
-    optimizer, passes = wrap(method, model), watch(model)
-    displaced = 0
-    for batch in make_batches(8):
-        passes.clear()
-        clean = nn.utils.parameters_to_vector(model.parameters()).detach()
-        optimizer.step(Closure(model, optimizer, batch))
-        displaced += any(not torch.equal(seen.weights, clean) for seen in passes)
-    assert displaced
-
-
-@each_method
+@each_ascent
 def test_a_loss_of_zero_is_a_loss(method: Method) -> None:
     model = make_model("mlp")
     optimizer = wrap(method, model)
@@ -172,7 +164,7 @@ def test_a_loss_of_zero_is_a_loss(method: Method) -> None:
 
 
 @pytest.mark.usefixtures("without_looks")
-@each_method_on_the_whole_batch
+@each_kind_on_the_whole_batch
 def test_returns_the_loss_of_the_first_pass(method: Method) -> None:
     """It is at the clean weights, unless a step has one pass only and that is displaced."""
     model, plain = make_model("mlp"), make_model("mlp")
@@ -185,7 +177,7 @@ def test_returns_the_loss_of_the_first_pass(method: Method) -> None:
     assert torch.equal(loss, base.step(Closure(plain, base, batch)))
 
 
-@each_method
+@each_kind
 def test_a_failing_base_step_is_not_counted(method: Method) -> None:
     model = make_model("mlp")
     optimizer = wrap(method, model)

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import ESAM, SAM, LookSAM, Method
-from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.passes.selection import EVERYTHING, Selection
 from tests.cases import (
     Batch,
     Closure,
     distance,
+    each_ascent,
+    each_kind_and_base,
     each_method,
     make_batches,
     make_model,
@@ -37,8 +39,7 @@ def minus_squared_errors(out: Tensor, y: Tensor) -> Tensor:
     return -squared_errors(out, y)
 
 
-@pytest.mark.parametrize("base", ["momentum", "adamw"])
-@each_method
+@each_kind_and_base
 def test_maximising_minus_the_loss_is_minimising_the_loss(method: Method, base: str) -> None:
     models, ends = [make_model("batchnorm") for _ in range(2)], []
     for model, maximize in zip(models, (False, True), strict=True):
@@ -65,9 +66,18 @@ class Halves(nn.Module):
         return torch.stack(both).sum(0)
 
 
-@pytest.mark.parametrize("base", BASES)
 @each_method
-def test_a_group_that_is_maximised_climbs_against_that_and_the_others_as_ever(method: Method, base: str) -> None:
+def test_a_maximised_group_climbs_the_other_way_and_other_groups_as_before(method: Method) -> None:
+    maximised_group_climbs_the_other_way(method, "sgd")
+
+
+@each_ascent
+@pytest.mark.parametrize("base", ["adamw, foreach", "adamw, fused"])
+def test_a_maximised_group_climbs_the_other_way_whatever_the_optimizer(method: Method, base: str) -> None:
+    maximised_group_climbs_the_other_way(method, base)
+
+
+def maximised_group_climbs_the_other_way(method: Method, base: str) -> None:
     """Two losses added up, one of them with its sign changed and its group with it."""
     models = [Halves(), Halves()]
     for model, maximize in zip(models, (False, True), strict=True):

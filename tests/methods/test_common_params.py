@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import SAM, Method
-from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.passes.selection import EVERYTHING, Selection
 from tests import references
 from tests.cases import (
     Closure,
     Notes,
     distance,
+    each_ascent,
     each_method,
     each_method_for_any_model,
     make_batches,
@@ -62,9 +63,9 @@ class Transposed(nn.Module):
         return torch.tanh(x @ self.weight.t())
 
 
-def in_one_buffer() -> nn.Module:
+def in_one_buffer(dtype: torch.dtype = torch.float32) -> nn.Module:
     """Parameters that are views of one flat tensor, as cuDNN's RNNs and flat-buffer optimizers make them."""
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
     flat = nn.utils.parameters_to_vector(model.parameters()).detach()
     nn.utils.vector_to_parameters(flat, model.parameters())
     return model
@@ -125,7 +126,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "tied": Tied,
     "channels last": ChannelsLast,
     "transposed": Transposed,
-    "views of one buffer": lambda: in_one_buffer().float(),
+    "views of one buffer": in_one_buffer,
     "frozen": frozen,
     "unused": lambda: WithExtra(torch.ones(2)),
     "empty": lambda: WithExtra(torch.ones(0, 3), used_in=tuple(range(99))),
@@ -143,33 +144,59 @@ def build(kind: str) -> nn.Module:
     return KINDS[kind]()
 
 
-@each_method_for_any_model
-@pytest.mark.parametrize("base", ["momentum", "adamw"])
+class OfEveryKind(nn.Module):
+    """One network with parameters of every kind, for the arithmetic of each method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({name: make() for name, make in KINDS.items()})
+        self.parts["batchnorm"] = make_model("batchnorm")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([part(x) for part in self.parts.values()]).sum(0)
+
+
+@each_ascent
 @pytest.mark.parametrize("kind", KINDS)
-def test_trains_from_weights_restored_to_the_last_bit(method: Method, kind: str, base: str) -> None:
-    model = build(kind)
-    optimizer = wrap(method, model, base)
-    start = snapshot(model)["model"]
+def test_trains_from_weights_restored_to_the_last_bit(method: Method, kind: str) -> None:
+    trains_from_restored_weights(method, build(kind), kind)
+
+
+@each_method
+def test_trains_a_network_with_parameters_of_every_kind(method: Method) -> None:
+    torch.manual_seed(0)
+    trains_from_restored_weights(method, OfEveryKind(), "every kind")
+
+
+def trains_from_restored_weights(method: Method, model: nn.Module, kind: str) -> None:
+    optimizer = wrap(method, model)
+    start = snapshot(model, buffers=False)["model"]
     batches = [(x[:6], y[:6]) for x, y in make_batches(6)]
+    addresses = [p.data_ptr() for p in model.parameters()]
     clean: list[dict] = []
     pushed: set[str] = set()
-    optimizer.base_optimizer.register_step_pre_hook(lambda *_: clean.append(snapshot(model)["model"]))
+    optimizer.base_optimizer.register_step_pre_hook(lambda *_: clean.append(snapshot(model, buffers=False)["model"]))
     for batch in batches:
-        before = snapshot(model)["model"]
+        before = snapshot(model, buffers=False)["model"]
         optimizer.step(Closure(model, optimizer, batch))
         assert same(clean.pop(), before)
+        assert [p.data_ptr() for p in model.parameters()] == addresses
         pushed |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     for name, p in model.named_parameters():
         assert p.isfinite().all()
-        moved = p.numel() > 0 and not torch.equal(p, start[name])
-        assert (
-            moved == (p.grad is not None and p.numel() > 0 and (kind != "all zero" or name in pushed)) or "body" in name
-        )
+        if "body" not in name and "bfloat16" not in name:  # where an update may be lost to rounding
+            moved = p.numel() > 0 and not torch.equal(p, start[name])
+            may_stay = "all zero" in f"{kind}, {name}" and name not in pushed
+            assert moved == (p.grad is not None and p.numel() > 0 and not may_stay), name
 
 
 @pytest.mark.parametrize("kind", DOUBLE)
 def test_storage_does_not_matter_to_the_result(kind: str) -> None:
     ours, theirs = build(kind).double(), build(kind).double()
+    if kind == "views of one buffer":  # which no parameter is any more after a change of type
+        torch.manual_seed(0)
+        ours = in_one_buffer(torch.float64)
+        theirs.load_state_dict(ours.state_dict())
     batches = [(x[:6], y[:6]) for x, y in make_batches(8, torch.float64)]
     references.train(theirs, batches, references.sam(0.3), references.sgd(0.05, momentum=0.9))
     list(steps(ours, wrap(SAM(rho=0.3), ours), batches))
@@ -177,12 +204,11 @@ def test_storage_does_not_matter_to_the_result(kind: str) -> None:
 
 
 @each_method_for_any_model
-@pytest.mark.parametrize("base", ["momentum", "adamw"])
-@pytest.mark.parametrize("used_in", [(1,), (2,), (1, 4), (3, 4)], ids=str)
-def test_a_parameter_may_be_used_in_one_pass_only(method: Method, base: str, used_in: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("used_in", [(1, 4), (2, 5, 6)], ids=str)
+def test_a_parameter_may_be_used_in_one_pass_only(method: Method, used_in: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     model = WithExtra(torch.ones(2), used_in)
-    optimizer = wrap(method, model, base)
+    optimizer = wrap(method, model)
     for _ in steps(model, optimizer, make_batches(8)):
         assert all(p.isfinite().all() for p in model.parameters())
     model.used_in = tuple(range(99))
@@ -223,7 +249,7 @@ def test_a_gradient_of_zero_moves_nothing(method: Method) -> None:
     assert same(snapshot(model), before)
 
 
-@each_method_for_any_model
+@each_ascent
 def test_a_sparse_gradient_is_refused_before_anything_changes(method: Method) -> None:
     model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
     optimizer = wrap(method, model, "sgd")

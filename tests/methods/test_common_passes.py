@@ -13,7 +13,7 @@ from sam_algos import SAM, Method
 from tests.cases import (
     Closure,
     Notes,
-    each_method_on_the_whole_batch,
+    each_ascent,
     make_batches,
     make_model,
     same,
@@ -61,7 +61,7 @@ def build(name: str) -> nn.Module:
 
 
 @pytest.mark.usefixtures("without_looks")
-@each_method_on_the_whole_batch
+@each_ascent
 @pytest.mark.parametrize("name", COUNTING)
 def test_buffers_are_those_of_the_first_pass_alone(method: Method, name: str) -> None:
     """It is at the clean weights, unless a step has one pass only and that is displaced."""

@@ -14,10 +14,21 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sam_algos import SAM, Method, SharpnessAwareOptimizer
-from tests.cases import BASES, Closure, each_method, make_batches, make_model, same, snapshot, steps, wrap
-
-each_base = pytest.mark.parametrize("base", BASES)
+from sam_algos import SAM, LookSAM, Method, MomentumSAM, SharpnessAwareOptimizer
+from tests.cases import (
+    BASES,
+    Closure,
+    each_ascent,
+    each_kind,
+    each_kind_and_base,
+    each_method_and_base,
+    make_batches,
+    make_model,
+    same,
+    snapshot,
+    steps,
+    wrap,
+)
 
 
 def run(model: nn.Module, optimizer: Optimizer, batches: list) -> None:
@@ -32,8 +43,7 @@ def through_a_file(state: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
-@each_method
-@each_base
+@each_method_and_base
 def test_resumes_exactly(method: Method, base: str) -> None:
     batches = make_batches(12)
     whole = make_model("batchnorm")
@@ -51,8 +61,8 @@ def test_resumes_exactly(method: Method, base: str) -> None:
     assert after.metrics == pytest.approx(through.metrics, rel=0, abs=0, nan_ok=True)
 
 
-@each_method
-@each_base
+@pytest.mark.parametrize("method", [SAM(), LookSAM()], ids=str)
+@pytest.mark.parametrize("base", BASES)
 def test_is_the_base_optimizer_to_everything_around(method: Method, base: str) -> None:
     model = make_model("mlp")
     optimizer = wrap(method, model, base)
@@ -70,8 +80,7 @@ def test_is_the_base_optimizer_to_everything_around(method: Method, base: str) -
     assert plain.param_groups[0]["lr"] == 0.5
 
 
-@each_method
-@each_base
+@each_kind_and_base
 def test_checkpoint_loads_with_and_without_the_method(method: Method, base: str) -> None:
     batches = make_batches(9)
     model = make_model("mlp")
@@ -89,7 +98,7 @@ def test_checkpoint_loads_with_and_without_the_method(method: Method, base: str)
         assert value.get("step", torch.tensor(9.0)) == 9
 
 
-@each_method
+@each_kind
 def test_memory_of_another_method_is_passed_over_or_fits(method: Method) -> None:
     model = make_model("mlp")
     optimizer = wrap(method, model)
@@ -99,7 +108,7 @@ def test_memory_of_another_method_is_passed_over_or_fits(method: Method) -> None
         assert optimizer.method_state_dict() == before
 
 
-@each_method
+@each_kind
 def test_counters_survive_a_change_of_method(method: Method) -> None:
     optimizer = wrap(method, make_model("mlp"))
     before = optimizer.method_state_dict()
@@ -110,7 +119,7 @@ def test_counters_survive_a_change_of_method(method: Method) -> None:
     assert optimizer.method_state_dict() == before
 
 
-@each_method
+@each_kind
 def test_memory_is_handed_out_as_a_copy(method: Method) -> None:
     model = make_model("mlp")
     optimizer = wrap(method, model)
@@ -128,7 +137,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@each_method
+@each_kind
 @pytest.mark.parametrize("duplicate", COPIES)
 def test_a_copy_goes_on_as_the_original(method: Method, duplicate: str) -> None:
     batches = make_batches(10)
@@ -144,7 +153,7 @@ def test_a_copy_goes_on_as_the_original(method: Method, duplicate: str) -> None:
     assert type(its_optimizer).__name__ == "AdamW"
 
 
-@each_method
+@each_ascent
 @pytest.mark.parametrize("duplicate", [None, *COPIES])
 def test_hooks_run_once_per_step(method: Method, duplicate: str | None) -> None:
     model = make_model("mlp")
@@ -166,7 +175,7 @@ SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
 }
 
 
-@each_method
+@pytest.mark.parametrize("method", [SAM(), MomentumSAM()], ids=str)
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("around", ["wrapped", "base"])
 def test_schedulers_work(method: Method, name: str, around: str) -> None:

@@ -15,6 +15,9 @@ from tests import references
 from tests.cases import (
     Closure,
     distance,
+    each_ascent,
+    each_kind,
+    each_kind_and_base,
     each_method,
     each_method_for_any_model,
     make_batches,
@@ -28,15 +31,14 @@ from tests.cases import (
 )
 
 
-@each_method
+@each_ascent
 def test_step_needs_a_closure(method: Method) -> None:
     optimizer = wrap(method, make_model("mlp"))
     with pytest.raises(TypeError, match=r"optimizer\.step\(closure\)"):
         optimizer.step()
 
 
-@each_method
-@pytest.mark.parametrize("base", ["sgd", "momentum", "adamw"])
+@each_kind_and_base
 def test_step_none_where_nothing_moves_creates_the_state(method: Method, base: str) -> None:
     """As `torch.distributed.checkpoint` takes it, to have state to load into."""
     model = make_model("mlp")
@@ -56,9 +58,8 @@ def test_step_none_where_nothing_moves_creates_the_state(method: Method, base: s
 
 
 @each_method
-@pytest.mark.parametrize("model", ["mlp", "batchnorm"])
-def test_closures_may_zero_gradients_in_place(method: Method, model: str) -> None:
-    models = [make_model(model) for _ in range(2)]
+def test_closures_may_zero_gradients_in_place(method: Method) -> None:
+    models = [make_model("batchnorm") for _ in range(2)]
     for trainee, set_to_none in zip(models, (True, False), strict=True):
         optimizer = wrap(method, trainee)
         for batch in make_batches(12):
@@ -66,14 +67,7 @@ def test_closures_may_zero_gradients_in_place(method: Method, model: str) -> Non
     assert distance(*models) == 0.0
 
 
-@each_method
-def test_wrapping_twice_is_refused(method: Method) -> None:
-    model = make_model("mlp")
-    with pytest.raises(ValueError, match="already sharpness-aware"):
-        method.wrap(wrap(method, model), model=model, total_steps=3)
-
-
-@each_method
+@pytest.mark.parametrize("method", [SAM(), AESAM()], ids=str)
 def test_an_optimizer_that_calls_the_closure_itself_is_refused(method: Method) -> None:
     model = make_model("mlp")
     with pytest.raises(ValueError, match="LBFGS evaluates the closure itself"):
@@ -81,7 +75,7 @@ def test_an_optimizer_that_calls_the_closure_itself_is_refused(method: Method) -
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "9", True, math.nan], ids=repr)
-@each_method
+@pytest.mark.parametrize("method", [SAM(), AESAM()], ids=str)
 def test_total_steps_is_validated(method: Method, value: Any) -> None:
     model = make_model("mlp")
     with pytest.raises(ValueError, match=r"wrap\(total_steps=.*integer >= 1") as error:
@@ -112,7 +106,7 @@ def test_schedule_stays_at_its_end(method: type[Method]) -> None:
 @pytest.mark.usefixtures("without_looks")
 @each_method
 def test_metrics_are_those_of_the_step(method: Method) -> None:
-    """Counted in what the model really ran."""
+    """Counted in what the model really ran, which on some step is a pass at displaced weights."""
     model, plain = make_model("mlp"), make_model("mlp")
     optimizer, passes = wrap(method, model), watch(model)
     sharp = 0
@@ -133,9 +127,10 @@ def test_metrics_are_those_of_the_step(method: Method) -> None:
         assert metrics.get("sam/forwards", 0.0) == sum(not p.gradient for p in passes)
         assert metrics["sam/grad_norm"] == pytest.approx(norm, rel=1e-5)
         assert metrics["sam/nonfinite"] == 0
+    assert sharp
 
 
-@each_method
+@each_kind
 def test_groups_added_during_training_take_part(method: Method) -> None:
     model = make_model("mlp")
     base = torch.optim.SGD(model[:2].parameters(), lr=0.05, momentum=0.9)
@@ -168,8 +163,17 @@ def displacements(method: Method, groups: list[dict]) -> Iterator[list[Tensor]]:
 
 
 @each_method_for_any_model
-@pytest.mark.parametrize(("first", "second"), [(0.3, 0.1), (0.2, 0.0), (0.0, 0.7)])
-def test_a_group_has_its_own_radius(method: Method, first: float, second: float) -> None:
+def test_a_group_has_its_own_radius(method: Method) -> None:
+    displaced_by_radii_of_groups(method, 0.3, 0.1)
+
+
+@each_ascent
+@pytest.mark.parametrize(("first", "second"), [(0.2, 0.0), (0.0, 0.7)])
+def test_a_group_with_radius_zero_stays(method: Method, first: float, second: float) -> None:
+    displaced_by_radii_of_groups(method, first, second)
+
+
+def displaced_by_radii_of_groups(method: Method, first: float, second: float) -> None:
     torch.manual_seed(0)
     groups = displacements(method, [{"rho": first}, {"rho": second}])
     ours = next(groups)

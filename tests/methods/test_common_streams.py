@@ -13,8 +13,8 @@ from sam_algos import SAM, Method
 from tests.cases import (
     Closure,
     Notes,
+    each_kind_on_the_whole_batch,
     each_method,
-    each_method_on_the_whole_batch,
     make_batches,
     make_model,
     same,
@@ -64,7 +64,7 @@ def test_both_passes_draw_the_same_and_the_streams_go_on_as_without_a_method(met
     assert same(streams, plain_streams)
 
 
-@each_method_on_the_whole_batch
+@each_kind_on_the_whole_batch
 def test_both_passes_drop_the_same_units(method: Method) -> None:
     model = make_model("dropout")
     optimizer = wrap(method, model)

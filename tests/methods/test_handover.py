@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -28,9 +29,23 @@ class Replaces(torch.optim.SGD):
     """Steps by a gradient that it has from elsewhere."""
 
     def step(self, closure: Any = None) -> None:
+        if closure is not None:
+            closure()
         for group in self.param_groups:
             for p in group["params"]:
                 p.grad = torch.ones_like(p)
+        super().step()
+
+
+class Centralizes(torch.optim.SGD):
+    """Puts a gradient in place of the one that it is given, and computes it from that."""
+
+    def step(self, closure: Any = None) -> None:
+        if closure is not None:
+            closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = p.grad - p.grad.mean()
         super().step()
 
 
@@ -62,13 +77,15 @@ def test_methods_whose_last_pass_leaves_the_gradient_are_not(method: Method) -> 
         optimizer.step(lambda batch=batch: losses(model, batch))
 
 
+@pytest.mark.parametrize("kind", [Decays, Centralizes])
 @pytest.mark.parametrize("method", COMPUTES, ids=str)
-def test_an_optimizer_that_works_on_the_gradient_in_place_is_not(method: Method) -> None:
+def test_an_optimizer_that_works_on_the_gradient_it_is_given_is_not(method: Method, kind: Any) -> None:
     model = make_model("mlp")
-    base = Decays(model.parameters(), lr=0.1)
+    base = kind(model.parameters(), lr=0.1, momentum=0.9)
     optimizer: Any = method.wrap(base, model=model, total_steps=9)
     for batch in BATCHES:
         optimizer.step(lambda *samples, batch=batch: losses(model, batch, *samples))
+    assert len(base.state) == len(list(model.parameters()))  # a trial leaves nothing behind
     assert not base._optimizer_step_pre_hooks and not base._optimizer_step_post_hooks  # it has been seen
 
 
@@ -153,7 +170,7 @@ def test_a_copy_is_watched_as_well() -> None:
     model = make_model("mlp")
     optimizer: Any = copy.deepcopy(LookSAM().wrap(Replaces(model.parameters(), lr=0.1), model=model))
     with pytest.raises(RuntimeError, match="replaced the gradient"):
-        optimizer.step(lambda: losses(optimizer._passes.model(), BATCHES[0]))
+        optimizer.step(lambda: losses(optimizer._context.passes.model(), BATCHES[0]))
 
 
 def test_passes_that_run_within_the_base_optimizers_step_are_no_replacement() -> None:
@@ -164,3 +181,14 @@ def test_passes_that_run_within_the_base_optimizers_step_are_no_replacement() ->
     for batch in BATCHES:
         base.step(lambda batch=batch: optimizer.backward(lambda: losses(model, batch)))
     assert optimizer.method_state_dict()["step"] == len(BATCHES)
+
+
+@pytest.mark.parametrize(("kind", "refused"), [(Replaces, True), (Centralizes, False)])
+def test_the_gradient_may_be_computed_within_the_base_optimizers_step(kind: Any, refused: bool) -> None:
+    """As in Lightning."""
+    model = make_model("mlp")
+    base = kind(model.parameters(), lr=0.1)
+    optimizer: Any = LookSAM(k=2).wrap(base, model=model)
+    with pytest.raises(RuntimeError, match="Replaces replaced the gradient") if refused else nullcontext():
+        for batch in BATCHES:
+            base.step(lambda batch=batch: optimizer.backward(lambda: losses(model, batch)))

@@ -1,28 +1,27 @@
-"""What a method keeps, counted in tensors, and what a step allocates, counted in bytes."""
+"""What a method keeps, and what a step needs at the most, counted in tensors."""
 
 from __future__ import annotations
 
-import gc
-import itertools
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sam_algos import (
     AESAM,
     ASAM,
     ESAM,
     GSAM,
+    METHODS,
     SAM,
     SAMON,
     WSAM,
-    AELookSAM,
     FisherSAM,
     FriendlySAM,
-    GradientNormPenalty,
     LateSAM,
     LookLayerSAM,
     LookSAM,
@@ -44,6 +43,7 @@ def test_tensors_kept_between_steps_are_those_declared(method: Method) -> None:
     list(steps(plain_model, plain, make_batches(6)))
     for p, q in zip(model.parameters(), plain_model.parameters(), strict=True):
         assert optimizer.state[p].keys() - plain.state[q].keys() == set(method.composition().buffers())
+        assert all(value.shape == p.shape for value in optimizer.state[p].values())
     memory = optimizer.method_state_dict()
     for axis, values in memory.items():
         if axis in method.composition()._fields:
@@ -52,30 +52,41 @@ def test_tensors_kept_between_steps_are_those_declared(method: Method) -> None:
             assert type(values) is int
 
 
-KEPT = {
-    **dict.fromkeys((SAM(), SAM(steps=3), ASAM(), AESAM(), SAMON(), MomentumSAM(), ESAM(), FisherSAM(), LateSAM()), 0),
-    **dict.fromkeys((GSAM(), GradientNormPenalty(), WSAM(), StableSAM(), RandomSAM()), 0),
-    **dict.fromkeys((LookSAM(), LookLayerSAM(), AELookSAM(), FriendlySAM(), VaSSO()), 1),
-}
+def test_only_methods_that_reuse_a_direction_or_average_gradients_keep_tensors() -> None:
+    keeping = {name: cls().parts().buffers() for name, cls in METHODS.items() if cls().parts().buffers()}
+    direction = ("looksam_direction",)
+    averages = {"friendlysam": ("friendly_mean",), "vasso": ("vasso_direction",)}
+    assert keeping == dict.fromkeys(("looksam", "looklayersam", "aelooksam"), direction) | averages
 
 
-@pytest.mark.parametrize("method", KEPT, ids=repr)
-def test_tensors_kept_per_parameter(method: Method) -> None:
-    """Each as large as its parameter."""
-    model = make_model("mlp")
-    optimizer = wrap(method, model)
-    list(steps(model, optimizer, make_batches(6)))
-    for p in model.parameters():
-        assert [v.shape for v in optimizer.state[p].values()] == [p.shape] * (1 + KEPT[method]), "and SGD's momentum"
+class Living(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive, beyond those at its start: now, and at the most."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
 
-def peak(function: Any) -> int:
-    """The most bytes that were allocated at once beyond what was there before."""
-    gc.collect()  # what earlier tests left must not be freed meanwhile
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(itertools.accumulate(event.nbytes() for event in events))
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._meet((args, kwargs), made=False)
+        out = func(*args, **(kwargs or {}))
+        self._meet(out, made=True)
+        return out
+
+    def _meet(self, values: Any, *, made: bool) -> None:
+        for tensor in tree_leaves(values):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._known:
+                self._known.add(storage._cdata)
+                weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+                self.now += storage.nbytes() * made
+                self.most = max(self.most, self.now)
+
+    def _forget(self, key: int, nbytes: int) -> None:
+        self._known.remove(key)
+        self.now -= nbytes
 
 
 PEAKS: dict[str, tuple[Method, float]] = {
@@ -110,7 +121,7 @@ PEAKS: dict[str, tuple[Method, float]] = {
 
 @pytest.mark.parametrize("name", PEAKS)
 def test_memory_of_a_step_beyond_a_plain_one(name: str) -> None:
-    """In copies of the parameters, as PyTorch's profiler counts allocations."""
+    """In copies of the parameters."""
     method, copies = PEAKS[name]
     peaks = []
     for used in (None, method):
@@ -121,7 +132,9 @@ def test_memory_of_a_step_beyond_a_plain_one(name: str) -> None:
         for _ in range(2):
             optimizer.step(closure)
         optimizer.zero_grad()
-        peaks.append(peak(lambda: optimizer.step(closure)))  # noqa: B023
+        with Living() as living:
+            optimizer.step(closure)
+        peaks.append(living.most)
         if used is not None:
             assert optimizer.metrics["sam/applied"] == ("flat" not in name)
     size = sum(p.nbytes for p in model.parameters())

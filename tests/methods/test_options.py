@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from sam_algos import METHODS, PARTS, Interval, Method, PNorm, Policy, SharpnessAware
+from sam_algos import METHODS, PARTS, SAM, Interval, PNorm, Policy, SharpnessAware
 from sam_algos.core import options
 from sam_algos.core.options import Options, Range, plain, ranges
 
@@ -138,6 +138,7 @@ def test_plain_numbers_are_pythons_own() -> None:
 
 CLASSES = [*METHODS.values(), SharpnessAware, *(cls for axis in PARTS.values() for cls in axis.values())]
 each_class = pytest.mark.parametrize("cls", CLASSES)
+each_axis = pytest.mark.parametrize("cls", [SAM, SharpnessAware, *(next(iter(a.values())) for a in PARTS.values())])
 
 
 @each_class
@@ -152,7 +153,7 @@ def test_every_option_of_every_class_refuses_what_is_none(cls: type[Any]) -> Non
             assert str(error.value) == message
 
 
-@each_class
+@each_axis
 def test_numpy_numbers_make_an_equal_object_that_holds_none(cls: type[Any]) -> None:
     kinds = {float: np.float64, int: np.int64}
     numbers = {f.name: kinds[type(f.default)](f.default) for f in dataclasses.fields(cls) if type(f.default) in kinds}
@@ -162,12 +163,14 @@ def test_numpy_numbers_make_an_equal_object_that_holds_none(cls: type[Any]) -> N
     assert all(type(getattr(made, name)) in kinds for name in numbers)
 
 
-@each_class
+@each_axis
 def test_an_unknown_option_is_refused(cls: type[Any]) -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'radius'"):
         cls(radius=1)
 
 
-@pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
-def test_every_method_has_the_shared_options(cls: type[Method]) -> None:
-    assert {"synchronize", "nonfinite", "ascent_fraction"} < ranges(cls).keys()
+def test_every_class_reads_its_arguments_as_its_base_class_does() -> None:
+    """So what the shared options do, and what an unknown one does, is tested with a few classes."""
+    assert {cls.__new__ for cls in CLASSES} == {Options.__new__}
+    for cls in METHODS.values():
+        assert {"synchronize", "nonfinite", "ascent_fraction"} < ranges(cls).keys()

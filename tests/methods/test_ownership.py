@@ -23,8 +23,8 @@ from sam_algos import (
     SharpnessAware,
     Update,
 )
-from sam_algos.core import tensors
-from sam_algos.core.displacement import SMALL
+from sam_algos.core.tensors import lists as tensors
+from sam_algos.core.tensors.displacement import SMALL
 from tests.cases import (
     Closure,
     distance,
@@ -101,7 +101,7 @@ def test_what_a_descent_remembers_is_what_the_base_optimizer_was_given_before_cl
     optimizer = wrap(SharpnessAware(descent=RemembersTheUpdate()), model)
     in_place(optimizer, model)
     given: list[Tensor] = []
-    optimizer._passes.finish = lambda: given.extend(p.grad.clone() for p in model.parameters())
+    optimizer._context.passes.finish = lambda: given.extend(p.grad.clone() for p in model.parameters())
     for batch in make_batches(3):
         given.clear()
         optimizer.step(Closure(model, optimizer, batch))

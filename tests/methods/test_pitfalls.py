@@ -148,7 +148,7 @@ def test_parameters_over_one_memory_are_displaced_by_both() -> None:
 def test_the_logged_norm_is_that_before_clipping() -> None:
     model = nn.Linear(4, 1)
     optimizer = SAM(interval=2).wrap(torch.optim.SGD(model.parameters(), lr=0.0), model=model)
-    optimizer._passes.finish = lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+    optimizer._context.passes.finish = lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
     x, norms = torch.ones(1, 4), []
     for _ in range(2):
 
@@ -166,7 +166,7 @@ def test_the_logged_norm_is_that_before_clipping() -> None:
 def test_what_acts_on_the_final_gradient_may_use_autograd() -> None:
     model, enabled = nn.Linear(2, 1), []
     optimizer = SAM().wrap(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
-    optimizer._passes.finish = lambda: enabled.append(torch.is_grad_enabled())
+    optimizer._context.passes.finish = lambda: enabled.append(torch.is_grad_enabled())
     optimizer.step(lambda: (model.zero_grad(), model(torch.ones(1, 2)).sum().backward(), 1.0)[2])
     assert enabled == [True]
 

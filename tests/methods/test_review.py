@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import AESAM, SAM, Friendly, GradientNorm, Method, Policy, SharpnessAware
+from sam_algos.core.objective.view import Step
 from sam_algos.core.parts import Decision, Parts
-from sam_algos.core.step import Step
 from tests.cases import make_batches
 
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from sam_algos import ESAM, METHODS, SAM, Linear, LookSAM, Method, MomentumSAM, RandomSAM
-from sam_algos.core.sight import Look, Sight
+from sam_algos.core.objective.sight import Look, Sight
 from tests.cases import (
     Batch,
     Closure,
     distance,
-    each_method,
+    each_kind,
     make_batches,
     make_model,
     reads_losses,
@@ -31,8 +31,9 @@ from tests.cases import (
 )
 from tests.methods.test_cost import CountOps
 
-KINDS = [SAM(rho=0.3), LookSAM(rho=0.3, k=2), MomentumSAM(rho=0.3), RandomSAM(rho=0.3), SAM(steps=2), SAM(m=4)]
-each_kind = pytest.mark.parametrize("method", KINDS, ids=str)
+# A displaced pass is judged by the first one; by one of its own; once more; group by group. And where it may not act.
+LOOKS = [SAM(rho=0.3), RandomSAM(rho=0.3), SAM(steps=2), SAM(m=4), LookSAM(rho=0.3, k=2)]
+each_look = pytest.mark.parametrize("method", LOOKS, ids=str)
 REFUSAL = "The closure (does not see the perturbed weights|went back through a graph)"
 
 
@@ -63,7 +64,7 @@ def of_samples(closure: Callable[[], Any]) -> Callable[..., Any]:
     return called
 
 
-@each_method
+@each_kind
 def test_a_loss_from_outside_the_closure_is_refused(method: Method) -> None:
     model = make_model("mlp")
     optimizer = begun(method, model)
@@ -165,7 +166,7 @@ def with_zeroing(optimizer: Any, inner: Callable[[], Any]) -> Callable[..., Any]
     return of_samples(lambda: (optimizer.zero_grad(), inner())[1])
 
 
-@each_kind
+@each_look
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_was_computed_before_the_closure_is_refused(fault: Callable[..., Any], method: Method) -> None:
     """By a step that has seen a good closure before, as methods that climb by momentum begin with a plain one."""
@@ -278,9 +279,12 @@ SOUND = [
 ]
 
 
-@each_kind
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 3))
+
+
 @pytest.mark.parametrize("sound", SOUND)
-@pytest.mark.parametrize("make", [network, lambda: nn.Sequential(nn.Linear(6, 3))], ids=["deep", "linear"])
+@pytest.mark.parametrize(("make", "method"), [*((network, look) for look in LOOKS), *((linear, m) for m in LOOKS[:2])])
 def test_no_run_ends_and_nothing_is_said_over_what_only_looks_like_it(
     make: Callable[[], nn.Module], sound: Callable[..., Any], method: Method
 ) -> None:
@@ -336,7 +340,7 @@ def without_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sight, "needs_look", lambda *_: False)
 
 
-@each_kind
+@each_look
 @pytest.mark.parametrize("make", [Functional, lambda: make_model("batchnorm"), lambda: make_model("dropout")])
 def test_a_look_leaves_no_trace(make: Callable[[], nn.Module], method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in weights and statistics, nor in random streams, gradients, figures and the loss."""
@@ -374,7 +378,7 @@ def test_a_step_of_two_passes_runs_no_other(method: Method) -> None:
     assert all(calls <= 2 for calls in steps(model, optimizer, make_batches(6)))
 
 
-@each_method
+@each_kind
 def test_after_the_look_a_step_does_what_it_would_without(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operation by operation: nothing is kept, compared or waited for."""
     counts = []
@@ -424,7 +428,7 @@ def test_another_model_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     taken, model = looks_taken(monkeypatch), network()
     optimizer = wrap(SAM(), model)
     list(steps(model, optimizer, make_batches(2)))
-    optimizer._passes._model = nn.ModuleList([model])
+    optimizer._context.passes._model = nn.ModuleList([model])
     list(steps(model, optimizer, make_batches(2)))
     assert len(taken) == 2
 
@@ -456,7 +460,7 @@ def parametrized() -> nn.Module:
     return model
 
 
-@each_kind
+@each_look
 def test_a_cache_of_parametrized_weights_around_the_step_does_not_hide_the_displaced_ones(method: Method) -> None:
     ends = []
     for around in (True, False):
@@ -623,3 +627,18 @@ def test_what_can_never_be_judged_is_looked_at_ten_times(monkeypatch: pytest.Mon
         optimizer.zero_grad()
         optimizer.step(lambda: model(x).square().mean(1))
     assert len(made) == 10
+
+
+def test_a_refusal_leaves_the_gradients_of_a_maximized_loss_as_the_closure_does() -> None:
+    model = make_model("mlp")
+    optimizer = SAM(rho=0.3).wrap(torch.optim.SGD(model.parameters(), lr=0.1, maximize=True), model=model)
+    expected = [torch.randn_like(p) for p in model.parameters()]
+
+    def closure() -> float:
+        for p, gradient in zip(model.parameters(), expected, strict=True):
+            p.grad = gradient.clone()
+        return 1.0
+
+    with pytest.raises(RuntimeError, match="The closure does not see"):
+        optimizer.step(closure)
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), expected, strict=True))

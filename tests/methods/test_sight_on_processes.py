@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-METHODS = ("SAM", "MomentumSAM", "RandomSAM")
+from tests.launcher import once, run
+
+LOOKS = ("SAM", "RandomSAM")
+"""A displaced pass is judged by the loss of the first pass, or by that of one more pass at the clean weights."""
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the processes ended with, by case."""
-    folder = tmp_path_factory.mktemp("processes")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launch, "-m", "tests.methods.processes", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=480)
-    assert done.returncode == 0, done.stderr[-4000:]
+    folder, trouble = once(tmp_path_factory, "sight", partial(run, "tests.methods.processes", 2))
+    assert not trouble, trouble
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
@@ -32,7 +27,7 @@ def said(found: list[dict[str, Any]], case: str) -> set[str]:
     return {rank[case][0] for rank in found}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LOOKS)
 @pytest.mark.parametrize("closure", ["sound", "nothing_to_learn_on_one", "another_code_on_one"])
 @pytest.mark.parametrize("model", ["replicated", "sharded"])
 def test_no_process_waits_for_one_that_sees_nothing_suspicious(
@@ -41,7 +36,12 @@ def test_no_process_waits_for_one_that_sees_nothing_suspicious(
     assert said(found, f"{model}, {closure}, {method}") == {""}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*LOOKS, "MomentumSAM"])
+def test_no_process_waits_for_one_that_has_no_direction_to_climb_in(found: Any, method: str) -> None:
+    assert said(found, f"two heads, {method}") == {""}
+
+
+@pytest.mark.parametrize("method", [*LOOKS, "MomentumSAM"])
 @pytest.mark.parametrize("model", ["replicated", "sharded"])
 def test_a_pass_that_saw_nothing_displaced_is_refused_on_all(found: Any, model: str, method: str) -> None:
     [message] = said(found, f"{model}, copies, {method}")

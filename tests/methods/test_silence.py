@@ -19,7 +19,8 @@ from sam_algos import (
 )
 from tests.cases import (
     Closure,
-    each_method,
+    each_ascent,
+    each_kind,
     make_batches,
     make_model,
     reads_losses,
@@ -34,7 +35,7 @@ from tests.cases import (
 BATCH = make_batches(1)[0]
 
 
-@each_method
+@each_ascent
 def test_a_closure_that_returns_nothing_is_refused(method: Method) -> None:
     model = make_model("mlp")
     optimizer = wrap(method, model)
@@ -42,7 +43,7 @@ def test_a_closure_that_returns_nothing_is_refused(method: Method) -> None:
     refused(optimizer, lambda *samples: (closure(*samples), None)[1], TypeError, "returned None.*`return loss`")
 
 
-@each_method
+@each_ascent
 def test_a_closure_without_backward_is_refused(method: Method) -> None:
     model = make_model("mlp")
     optimizer = wrap(method, model)
@@ -55,7 +56,7 @@ def test_a_closure_without_backward_is_refused(method: Method) -> None:
     )
 
 
-@each_method
+@each_ascent
 def test_a_step_without_a_closure_is_refused_where_something_would_move(method: Method) -> None:
     model = make_model("mlp")
     optimizer = wrap(method, model)
@@ -64,7 +65,7 @@ def test_a_step_without_a_closure_is_refused_where_something_would_move(method: 
     refused(optimizer, None, TypeError, r"optimizer\.step\(closure\)")
 
 
-@each_method
+@each_kind
 def test_gradients_accumulated_before_the_step_are_refused(method: Method) -> None:
     """All microbatches but the last backward before the step, as loops without a closure do."""
     ends = []

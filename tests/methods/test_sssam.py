@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from sam_algos import SSSAM, Bernoulli, Policy, ScheduledBernoulli
+from sam_algos.core.objective.view import Step
 from sam_algos.core.parts import Decision
-from sam_algos.core.step import Step
 
 T = 4000
 PROBABILITIES = {

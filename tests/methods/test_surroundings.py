@@ -121,7 +121,7 @@ def test_objects_that_are_named_count_one_pass_and_others_every_pass(clone: Any)
     original: Any = wrap(SAM(), make_model("mlp"))
     original.count_once(lambda: [])  # which no copy takes with it
     optimizer = clone(original)
-    named, other, model = Counter(), Counter(), optimizer._passes.model()
+    named, other, model = Counter(), Counter(), optimizer._context.passes.model()
     optimizer.count_once(lambda: [named])
     batches = make_batches(3)
     for batch in batches:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sam_algos import AESAM, ESAM, SAM, AELookSAM, Method, MomentumSAM
-from sam_algos.core.evaluation import Evaluation
+from sam_algos.core.objective.evaluation import Evaluation
 from tests.trainer.matrix_cases import BATCH_SIZE, ENTRIES, STEPS, Entry, Images, Texts, network, transformer
 from tests.trainer.training import AlgorithmOn, memory, passes, same, trainer
 
@@ -192,7 +192,8 @@ def table(cell: Callable[[str, str], str] = cell) -> str:
     lines = [
         "# With the algorithms of Composer",
         "",
-        "Written by `python -m tests.trainer.matrix`; a test compares it with a new run.",
+        "Written by `python -m tests.trainer.matrix`. Tests repeat three of the methods with every algorithm,",
+        "and all of them with some.",
         "",
         '"Works" is a run of six steps on a tiny network in which all passes of every sharp step computed',
         "their loss from the same inputs, labels, masks and random draws, what acts once per step did so,",

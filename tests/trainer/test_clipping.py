@@ -10,7 +10,7 @@ from composer.core import Callback, Event, State
 from composer.loggers import Logger
 from torch import Tensor, nn
 
-from sam_algos import Method
+from sam_algos import LookSAM, Method
 from tests.trainer.training import (
     BATCHES,
     EVERY_KIND,
@@ -27,8 +27,10 @@ from tests.trainer.training import (
 CLIPPINGS = {"norm": 0.3, "value": 0.05, "adaptive": 0.1}
 
 
-@pytest.mark.parametrize("kind", CLIPPINGS)
-@pytest.mark.parametrize("method", EVERY_KIND)
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [*((case.values[0], "norm") for case in EVERY_KIND), *((LookSAM(), kind) for kind in CLIPPINGS)],
+)
 def test_the_method_sees_the_unclipped_gradient_and_the_optimizer_the_clipped_one(method: Method, kind: str) -> None:
     """By hand, the loop knows nothing of the clipping: it happens when the base optimizer steps."""
     run = fit(method, GradientClipping(kind, CLIPPINGS[kind]), callbacks=seeded_epochs())

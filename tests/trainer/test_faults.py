@@ -11,6 +11,7 @@ from composer.core import Event, State
 from sam_algos import Method
 from tests.trainer.training import (
     BATCHES,
+    EVERY_KIND,
     EVERY_METHOD,
     EVERY_PASS_OF_EVERY_KIND,
     AlgorithmOn,
@@ -31,11 +32,13 @@ IN_EVERY_PASS = [
     Event.AFTER_BACKWARD,
 ]
 PLACES = [
-    *((case, event, 1) for case in EVERY_METHOD for event in (Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH)),
-    *((case, event, case.values[1]) for case in EVERY_PASS_OF_EVERY_KIND for event in IN_EVERY_PASS),
+    *((case, event, 1) for case in EVERY_KIND for event in (Event.BEFORE_TRAIN_BATCH, Event.AFTER_TRAIN_BATCH)),
+    *((case, event, case.values[1]) for case in EVERY_PASS_OF_EVERY_KIND[:2] for event in IN_EVERY_PASS),
+    *((case, Event.AFTER_LOSS, case.values[1]) for case in EVERY_PASS_OF_EVERY_KIND[2:]),
+    *((case, Event.AFTER_BACKWARD, case.values[1]) for case in EVERY_PASS_OF_EVERY_KIND[2:]),
     *((case, Event.AFTER_FORWARD, passes(case.values[0])) for case in EVERY_METHOD),
 ]
-"""Kinds of methods are interrupted everywhere, each method in its last pass."""
+"""One method is interrupted everywhere, one of each kind in every pass, each method in its last pass."""
 
 
 class _Fault:

@@ -14,8 +14,8 @@ from composer.loggers import Logger
 from torch import Tensor
 
 from sam_algos import SAM, LateSAM, Method, Perturbation, SharpnessAware
+from sam_algos.core.objective.view import Step
 from sam_algos.core.parts import Ascent
-from sam_algos.core.step import Step
 from sam_algos.trainer import RecalibrateBatchNorm
 from tests.cases import watch
 from tests.trainer.training import classifier, fit, loader, sgd, trainer

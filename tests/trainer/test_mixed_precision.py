@@ -118,8 +118,10 @@ def _snapshot(run: Trainer) -> tuple[Any, ...]:
 
 
 @pytest.mark.usefixtures("_half_on_cpu")
-@pytest.mark.parametrize("batch", [0, 2])
-@pytest.mark.parametrize(("method", "in_pass"), EVERY_PASS_OF_EVERY_KIND)
+@pytest.mark.parametrize(
+    ("method", "in_pass", "batch"),
+    [*((*case.values, 2) for case in EVERY_PASS_OF_EVERY_KIND), (SAM(), 1, 0), (SAM(), 2, 0)],
+)
 def test_an_overflow_in_any_pass_skips_the_step_and_lowers_the_scale(method: Method, in_pass: int, batch: int) -> None:
     overflow = _Overflow(in_pass, batch)
     run = trainer(method, *overflow.algorithms(lambda: _snapshot(run)), precision="amp_fp16", loggers=InMemoryLogger())
@@ -142,8 +144,9 @@ def test_bf16_trains(method: Method) -> None:
 
 
 @pytest.mark.usefixtures("_half_on_cpu")
-@pytest.mark.parametrize("precision", ["amp_bf16", "amp_fp16"])
-@pytest.mark.parametrize("method", EVERY_KIND)
+@pytest.mark.parametrize(
+    ("method", "precision"), [*((case.values[0], "amp_fp16") for case in EVERY_KIND), (SAM(), "amp_bf16")]
+)
 def test_the_precision_may_change_between_fits(method: Method, precision: str) -> None:
     run = trainer(method)
     run.fit(duration="1ep")

@@ -12,7 +12,7 @@ from composer.algorithms import SAM as ComposerSAM
 from composer.core import Event, State
 from composer.loggers import Logger
 
-from sam_algos import SAM, LookSAM, Method
+from sam_algos import ESAM, SAM, LookSAM, Method, MomentumSAM
 from sam_algos.trainer.algorithm import SharpnessAwareMemory
 from tests.trainer.training import BATCHES, EVERY_KIND, classifier, fit, memory, outcome, same, sgd, trainer, weights
 
@@ -35,50 +35,46 @@ def _save(run: Trainer, folder: Path) -> str:
     return run.save_checkpoint(str(folder / f"{id(run)}.pt"))
 
 
-@pytest.mark.parametrize("method", EVERY_KIND)
-def test_a_run_has_the_method_that_it_was_given(method: Method) -> None:
-    run = fit(method, max_duration="2ba")  # Momentum-SAM has no direction on the first
+def test_a_run_has_the_method_that_it_was_given() -> None:
+    method = SAM()
+    run = fit(method, max_duration="2ba")
     own, kept = run.state.algorithms
     assert own == method
     assert own is not method
     assert type(kept) is SharpnessAwareMemory
 
 
-@pytest.mark.parametrize("method", EVERY_KIND)
 @pytest.mark.parametrize("other", [SAM(rho=0.1), LookSAM()], ids=repr)
-def test_two_methods_are_refused(method: Method, other: Method) -> None:
+def test_two_methods_are_refused(other: Method) -> None:
     with pytest.raises(ValueError, match="a run takes one sharpness-aware method; this one also has"):
-        trainer(method, other)
+        trainer(SAM(), other)
 
 
 @pytest.mark.filterwarnings("ignore:SAM has known issues")
 @pytest.mark.parametrize("ours_first", [True, False])
-@pytest.mark.parametrize("method", EVERY_KIND)
-def test_composers_sam_beside_a_method_is_refused(method: Method, ours_first: bool) -> None:
-    pair = [method, ComposerSAM()]
-    with pytest.raises(ValueError, match=f"{type(method).__name__}: a run takes one sharpness-aware method"):
+def test_composers_sam_beside_a_method_is_refused(ours_first: bool) -> None:
+    pair = [LookSAM(), ComposerSAM()]
+    with pytest.raises(ValueError, match="LookSAM: a run takes one sharpness-aware method"):
         trainer(*(pair if ours_first else pair[::-1]))
 
 
-@pytest.mark.parametrize("method", EVERY_KIND)
-def test_two_optimizers_are_refused(method: Method) -> None:
+def test_two_optimizers_are_refused() -> None:
     """Composer's Trainer refuses them itself; a State may have them."""
     model: Any = classifier()
     optimizers = [sgd(model.parameters()), sgd(model.parameters())]
     state = State(model, rank_zero_seed=0, run_name="two", device=None, optimizers=optimizers)
     with pytest.raises(ValueError, match="a run takes one optimizer; this one has 2"):
-        method.apply(Event.INIT, state, Logger(state))
+        SAM().apply(Event.INIT, state, Logger(state))
 
 
-@pytest.mark.parametrize("method", EVERY_KIND)
-def test_an_optimizer_that_is_already_wrapped_is_refused(method: Method) -> None:
+def test_an_optimizer_that_is_already_wrapped_is_refused() -> None:
     model = classifier()
-    wrapped = method.wrap(sgd(model.parameters()), model=model, total_steps=1)
+    wrapped = SAM().wrap(sgd(model.parameters()), model=model, total_steps=1)
     with pytest.raises(ValueError, match="already sharpness-aware"):
-        trainer(method, model=model, optimizer=lambda _: wrapped)
+        trainer(SAM(), model=model, optimizer=lambda _: wrapped)
 
 
-@pytest.mark.parametrize("method", EVERY_KIND)
+@pytest.mark.parametrize("method", [SAM(), ESAM(), MomentumSAM()], ids=repr)
 def test_a_wrapped_optimizer_without_the_algorithm_is_refused_at_the_first_step(method: Method) -> None:
     model = classifier()
     wrapped = method.wrap(sgd(model.parameters()), model=model, total_steps=1)

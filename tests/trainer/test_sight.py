@@ -13,7 +13,7 @@ from composer.models import ComposerClassifier
 from torch import Tensor, nn
 
 from sam_algos import SAM, LookSAM, Method
-from sam_algos.core.sight import Sight
+from sam_algos.core.objective.sight import Sight
 from tests.cases import Notes
 from tests.trainer.training import EVERY_KIND, On, fit, logged, noisy_classifier, outcome, same, trainer, weights
 

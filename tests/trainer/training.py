@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sam_algos import METHODS, SAM, LateSAM, Method
-from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.passes.selection import EVERYTHING, Selection
 
 CLASSES = 3
 BATCHES = 6

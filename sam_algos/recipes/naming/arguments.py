@@ -191,7 +191,7 @@ def _schema(cls: Any) -> Mapping[str, Any]:
     if issubclass(cls, (list, tuple)) or issubclass(list, cls):
         return {"type": "array"}
     # By name: whoever describes the keys of a recipe has not imported PyTorch.
-    is_part = any(f"{base.__module__}.{base.__name__}" == "sam_algos.core.part.Part" for base in cls.__mro__)
+    is_part = any(f"{base.__module__}.{base.__name__}" == "sam_algos.core.parts.Part" for base in cls.__mro__)
     return {"$ref": f"#/$defs/{cls.__name__.lower()}"} if is_part else {"not": {}}
 
 

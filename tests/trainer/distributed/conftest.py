@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from tests.trainer.distributed.launcher import run
+from tests.launcher import once, run
 
 Found = Callable[..., list[Any]]
 
@@ -15,12 +15,10 @@ Found = Callable[..., list[Any]]
 @pytest.fixture(scope="session")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What a scenario returned on each rank: ``found(group, processes, scenario)``."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def find(group: str, processes: int, scenario: str) -> list[Any]:
-        folder = shared / f"processes-{processes}"
-        trouble = run(processes, folder)
+        worker = partial(run, "tests.trainer.distributed.worker", processes)
+        folder, trouble = once(tmp_path_factory, f"processes-{processes}", worker)
         files = [folder / f"{group}.{scenario}.rank{rank}.pt" for rank in range(processes)]
         assert all(file.exists() for file in files), f"{scenario} was not reached:\n{trouble}"
         ranks = [torch.load(file, weights_only=False) for file in files]

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sam_algos import METHODS
 from sam_algos.trainer import RecalibrateBatchNorm
 from tests.trainer.distributed.tasks import (
+    KINDS,
     STEPS,
     Partial,
     closure,
@@ -37,6 +38,11 @@ BAD_STEP = 2  # whose samples contain a NaN on the last rank
 
 LOOPS = ("sam", "looksam", "friendlysam")
 """One that climbs by a gradient of its own, one that keeps the gradient, one that remembers it."""
+
+VIEWS = (*KINDS, "gsam", "vasso")
+"""Also those that keep a gradient as it is through a pass, and that remember an average of them."""
+
+ORACLES = ("sam", "asam", "looksam", "looklayersam", "aesam", "aelooksam")
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"dense": dense, "noisy": noisy, "partial": Partial}
 
@@ -115,7 +121,7 @@ def overhead(folder: Path) -> dict[str, Any]:
     used = METHODS["aesam"](target_overhead=0.2)
     optimizer = used.wrap(torch.optim.SGD(model.parameters(), lr=0.01), model=model)
     time, metrics = [0.0], []
-    optimizer._passes.clock = lambda: time[0]
+    optimizer._context.passes.clock = lambda: time[0]
     for t, batch in enumerate(loader(samples(steps=60))):
         run, calls = closure(used, model, optimizer, batch), iter((1.0, 1.0 + dist.get_global_rank()))
 
@@ -151,14 +157,20 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "recalibrated": recalibrated,
     "narrow": partial(precise, "sam", False, fraction=0.5),
 }
+REPLICAS = [(name, "dense") for name in METHODS]
+REPLICAS += [(name, model) for name in KINDS for model in MODELS if model != "dense"]
+SCENARIOS |= {f"replicas-{name}-{model}": partial(replicas, name, model) for name, model in REPLICAS}
 for name in METHODS:
-    SCENARIOS |= {f"replicas-{name}-{model}": partial(replicas, name, model) for model in MODELS}
     SCENARIOS[f"resume-{name}"] = partial(resume, name)
     SCENARIOS[f"own-{name}"] = partial(precise, name, False)
-    SCENARIOS[f"synchronized-{name}"] = partial(precise, name, True)
-    SCENARIOS[f"microbatches-{name}"] = partial(precise, name, True, device_train_microbatch_size=2)
     SCENARIOS[f"nan-{name}"] = partial(bad_samples, name)
+for name in dict.fromkeys((*ORACLES, *KINDS)):
+    SCENARIOS[f"synchronized-{name}"] = partial(precise, name, True)
+for name in ORACLES:
+    SCENARIOS[f"microbatches-{name}"] = partial(precise, name, True, device_train_microbatch_size=2)
+for name in KINDS:
     SCENARIOS[f"zero-{name}"] = partial(zero_loss, name)
+for name in VIEWS:
     SCENARIOS[f"loop-{name}"] = partial(hand_written, name)
     SCENARIOS[f"loop-views-{name}"] = partial(hand_written, name, gradient_as_bucket_view=True)
 for name in LOOPS:

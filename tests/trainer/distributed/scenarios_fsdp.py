@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from sam_algos import METHODS
 from tests.trainer.distributed.tasks import (
     BATCH,
+    KINDS,
     SHARP_AT_ONCE,
     dense,
     loader,
@@ -32,13 +33,19 @@ from tests.trainer.distributed.tasks import (
 )
 
 NEEDS_PROCESS_GROUP = True
-KINDS = ("full", "sharded")
+STATES = ("full", "sharded")
 NEVER_SHARP = {"lambda_1": 100.0, "lambda_2": 100.0}
-RESUMED = ("sam", "aelooksam", "friendlysam", "momentumsam", "esam")
-"""A method of each kind: what it remembers, and which passes it makes."""
+REMEMBERING = (*KINDS, "aesam", "looksam", "looklayersam", "vasso", "gsam")
+"""Also every other that remembers something or keeps a gradient."""
 CROSSED = ("aelooksam", "friendlysam", "momentumsam")
 SAVED = 4  # the batch after which a run is saved
 BAD_STEP = 2
+FAILURES = {
+    1: [("backward", name) for name in KINDS],
+    2: [("backward", name) for name in METHODS] + [(where, name) for where in ("forward", "loss") for name in KINDS],
+}
+"""Where a step fails and of which method: each method once, where most is under way."""
+BAD_SHARDS = {1: KINDS, 2: METHODS}
 
 
 def sharded(kind: str = "sharded") -> dict[str, Any]:
@@ -164,7 +171,7 @@ def choice(folder: Path) -> dict[str, Any]:
     """An exception after a forward pass at displaced weights, which no backward pass follows."""
     run, x = trainer(method("esam"), **sharded()), samples()[0][:BATCH]
     before, clean = local_weights(run.state.model), run.state.model([x]).detach()
-    with mock.patch("sam_algos.core.step.largest", side_effect=ArithmeticError):
+    with mock.patch("sam_algos.core.objective.view.largest", side_effect=ArithmeticError):
         try:
             run.fit()
         except ArithmeticError:
@@ -211,10 +218,10 @@ def fsdp1(folder: Path) -> dict[str, Any]:
 
 
 SCENARIOS: dict[str, Callable[[Path], Any]] = {"plain": plain, "fsdp1": fsdp1, "lacking": lacking, "choice": choice}
-for kind in KINDS:
+for kind in STATES:
     SCENARIOS[f"radius-{kind}"] = partial(radius, kind)
     SCENARIOS[f"swap-{kind}"] = partial(swap, kind)
-    for name in RESUMED:
+    for name in KINDS:
         SCENARIOS[f"resume-{kind}-{name}"] = partial(resume, partial(method, name), kind, module=noisy)
     for name in CROSSED:
         SCENARIOS[f"cross-{kind}-{name}"] = partial(cross, partial(method, name), kind)
@@ -227,13 +234,14 @@ for kind in KINDS:
     SCENARIOS[f"resume-{kind}-adamw"] = partial(
         resume, partial(method, "aelooksam"), kind, optimizer=partial(torch.optim.AdamW, lr=0.1)
     )
-if dist.get_world_size() > 1:  # each method once
-    SCENARIOS |= {f"resume-sharded-{n}": partial(resume, partial(method, n), "sharded", module=noisy) for n in METHODS}
-for name in METHODS:
-    for where in ("forward", "loss", "backward"):
-        SCENARIOS[f"failure-{where}-{name}"] = partial(failure, name, where)
+if dist.get_world_size() > 1:
+    for name in REMEMBERING:
+        SCENARIOS[f"resume-sharded-{name}"] = partial(resume, partial(method, name), "sharded", module=noisy)
+for where, name in FAILURES[dist.get_world_size()]:
+    SCENARIOS[f"failure-{where}-{name}"] = partial(failure, name, where)
+for name in BAD_SHARDS[dist.get_world_size()]:
     SCENARIOS[f"nan-{name}"] = partial(bad_shard, name)
-for name in RESUMED:
+for name in KINDS:
     SCENARIOS[f"microbatches-{name}"] = partial(microbatches, name)
 for name in ("sam", "momentumsam"):
     SCENARIOS[f"evaluated-{name}"] = partial(evaluated, name)

@@ -21,7 +21,7 @@ from tests.trainer.distributed.tasks import Recorder, method, noisy, outcome, sa
 
 NEEDS_PROCESS_GROUP = False  # each attempt makes its own
 BATCHES = 30
-KILLS = 3
+KILLS = 2
 
 CASES: dict[str, tuple[str, Callable[..., torch.optim.Optimizer] | None]] = {
     "aelooksam": ("aelooksam", None),

@@ -21,8 +21,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from sam_algos import METHODS, SAM
-from sam_algos.core import shards, tensors
-from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.passes.selection import EVERYTHING, Selection
+from sam_algos.core.tensors import lists as tensors
+from sam_algos.core.tensors import shards
 from tests.trainer.distributed.tasks import closure, convolutional, loader, method, samples, whole
 
 NEEDS_PROCESS_GROUP = True
@@ -36,6 +37,10 @@ CASES: dict[str, Callable[[], Any]] = {
     "asam-bias": partial(method, "asam", normalize_bias=True),
 }
 LAYOUTS = {"rows": None, "columns": lambda p: Shard(min(1, p.ndim - 1))}
+WITH_ORACLES = ("sam", "asam", "looksam", "looklayersam", "aesam", "aelooksam")
+ORACLES = [(case, layout) for case in CASES if case.split("-")[0] in WITH_ORACLES for layout in LAYOUTS]
+FOLLOWED = {1: ORACLES, 2: [*ORACLES, *((case, "rows") for case in CASES if (case, "rows") not in ORACLES)]}
+"""What is recorded on one process and on two; on two it is compared between them, too."""
 
 
 def follow(case: str, layout: str, folder: Path) -> dict[str, Any]:
@@ -122,5 +127,5 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
         for name in ("looksam", "friendlysam", "momentumsam")
         for flat in (False, True)
     },
-    **{f"{case}-{layout}": partial(follow, case, layout) for case in CASES for layout in LAYOUTS},
+    **{f"{case}-{layout}": partial(follow, case, layout) for case, layout in FOLLOWED[dist.get_world_size()]},
 }

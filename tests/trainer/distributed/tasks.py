@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from sam_algos import METHODS, Method
-from sam_algos.core.selection import EVERYTHING, Selection
+from sam_algos.core.passes.selection import EVERYTHING, Selection
 
 BATCH = 8  # over all ranks
 STEPS = 6
@@ -34,6 +34,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "momentumsam": {"rho": 0.1},
     "esam": {"rho": 0.1},
 }
+
+KINDS = ("sam", "aelooksam", "friendlysam", "momentumsam", "esam")
+"""A method of each kind: what it remembers, and which passes it makes."""
 
 # Options under which the first step is sharp, for the methods that wait.
 SHARP_AT_ONCE: dict[str, dict[str, Any]] = {"latesam": {"start": 0.0}}

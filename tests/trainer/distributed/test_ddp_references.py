@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from sam_algos import METHODS
 from tests import references
 from tests.references import Vector
 from tests.trainer.distributed.conftest import Found
-from tests.trainer.distributed.tasks import BATCH, OPTIONS, STEPS, dense, samples
+from tests.trainer.distributed.scenarios_ddp import ORACLES, VIEWS
+from tests.trainer.distributed.tasks import BATCH, KINDS, OPTIONS, STEPS, dense, samples
 
 NAMES = ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"]
-ORACLES = ("sam", "asam", "looksam", "looklayersam", "aesam", "aelooksam")
 SYNCHRONIZED = {  # of each pass of a sharp step
     **dict.fromkeys(("sam", "asam", "sssam", "samon", "latesam", "fishersam"), (False, True)),
     **dict.fromkeys(("looksam", "looklayersam", "aesam", "aelooksam", "friendlysam", "vasso"), (True, True)),
@@ -106,8 +105,9 @@ def test_asam_climbs_by_its_own_half(found: Found) -> None:
         check(rank, on_halves(lambda w, g: references.adaptive_epsilon(w, g, NAMES, **ADAPTIVE)))
 
 
-@pytest.mark.parametrize("scenario", ["own", "loop"])
-@pytest.mark.parametrize("name", SYNCHRONIZED)
+@pytest.mark.parametrize(
+    ("name", "scenario"), [*((name, "own") for name in SYNCHRONIZED), *((name, "loop") for name in VIEWS)]
+)
 def test_only_an_ascent_gradient_is_left_unsynchronised(found: Found, name: str, scenario: str) -> None:
     for rank in found("ddp", 2, f"{scenario}-{name}"):
         sharp = rank["sharp"] if scenario == "loop" else [m["sam/applied"] for m in rank["metrics"]]
@@ -117,7 +117,7 @@ def test_only_an_ascent_gradient_is_left_unsynchronised(found: Found, name: str,
         assert rank["synced"] == [synced for step in passes for synced in step]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", KINDS)
 def test_synchronize_leaves_no_pass_unsynchronised(found: Found, name: str) -> None:
     for rank in found("ddp", 2, f"synchronized-{name}"):
         assert all(rank["synced"])

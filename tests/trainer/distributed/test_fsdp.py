@@ -9,20 +9,18 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from sam_algos import METHODS
 from sam_algos.methods.looksam import DIRECTION
 from tests.cases import same
 from tests.trainer.distributed.conftest import Found
-from tests.trainer.distributed.scenarios_fsdp import CROSSED, KINDS, RESUMED, SAVED
-from tests.trainer.distributed.tasks import STEPS, method
+from tests.trainer.distributed.scenarios_fsdp import BAD_SHARDS, CROSSED, FAILURES, REMEMBERING, SAVED, STATES
+from tests.trainer.distributed.tasks import KINDS, STEPS, method
 
 PROCESSES = pytest.mark.parametrize("processes", [1, 2])
-EACH_KIND = pytest.mark.parametrize("kind", KINDS)
-EACH_METHOD = pytest.mark.parametrize("name", METHODS)
+EACH_STATE = pytest.mark.parametrize("kind", STATES)
 EACH_RESUMED = [
-    *((1, kind, name) for kind in KINDS for name in (*RESUMED, "flat", "stateless", "adamw")),
-    *((2, "full", name) for name in (*RESUMED, "flat", "stateless", "adamw")),
-    *((2, "sharded", name) for name in (*METHODS, "flat", "stateless", "adamw")),
+    *((1, kind, name) for kind in STATES for name in (*KINDS, "flat", "stateless", "adamw")),
+    *((2, "full", name) for name in (*KINDS, "flat", "stateless", "adamw")),
+    *((2, "sharded", name) for name in (*REMEMBERING, "flat", "stateless", "adamw")),
 ]
 
 
@@ -53,7 +51,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(found: Found, name: str, kind: s
 
 
 @PROCESSES
-@EACH_KIND
+@EACH_STATE
 @pytest.mark.parametrize("name", [*CROSSED, "flat"])
 def test_a_checkpoint_crosses_over_and_back(found: Found, name: str, kind: str, processes: int) -> None:
     for rank in found("fsdp", processes, f"cross-{kind}-{name}"):
@@ -66,7 +64,7 @@ def test_a_checkpoint_crosses_over_and_back(found: Found, name: str, kind: str, 
 
 
 @PROCESSES
-@EACH_KIND
+@EACH_STATE
 def test_crossing_to_a_method_that_never_acts(found: Found, kind: str, processes: int) -> None:
     plain = found("fsdp", processes, "plain")
     for expected, rank in zip(plain, found("fsdp", processes, f"cross-{kind}-flat"), strict=True):
@@ -88,9 +86,9 @@ def test_only_a_methods_buffers_may_be_missing(found: Found, processes: int) -> 
         assert "momentum_buffer" in rank["error"]
 
 
-@PROCESSES
-@pytest.mark.parametrize("where", ["forward", "loss", "backward"])
-@EACH_METHOD
+@pytest.mark.parametrize(
+    ("processes", "where", "name"), [(processes, *case) for processes, cases in FAILURES.items() for case in cases]
+)
 def test_weights_are_back_to_the_last_bit_after_an_exception(
     found: Found, name: str, where: str, processes: int
 ) -> None:
@@ -116,7 +114,7 @@ def test_an_evaluation_between_the_steps_changes_nothing(found: Found, name: str
 
 
 @PROCESSES
-@EACH_KIND
+@EACH_STATE
 def test_a_method_takes_over_from_one_that_remembers_something_else(found: Found, kind: str, processes: int) -> None:
     for rank in found("fsdp", processes, f"swap-{kind}"):
         first, began, ended = rank["first"], rank["began"], rank["ended"]
@@ -127,8 +125,9 @@ def test_a_method_takes_over_from_one_that_remembers_something_else(found: Found
         assert ended["memory"]["step"] == STEPS
 
 
-@PROCESSES
-@EACH_METHOD
+@pytest.mark.parametrize(
+    ("processes", "name"), [(processes, name) for processes, names in BAD_SHARDS.items() for name in names]
+)
 def test_a_nan_in_one_shard_skips_the_step_on_all(found: Found, name: str, processes: int) -> None:
     for rank in found("fsdp", processes, f"nan-{name}"):
         assert all(bool(value.isfinite().all()) for value in rank["weights"].values())
@@ -137,7 +136,7 @@ def test_a_nan_in_one_shard_skips_the_step_on_all(found: Found, name: str, proce
 
 
 @PROCESSES
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", KINDS)
 def test_microbatches_make_one_batch(found: Found, name: str, processes: int) -> None:
     for single, few in found("fsdp", processes, f"microbatches-{name}"):
         assert [m["sam/applied"] for m in single["metrics"]] == [m["sam/applied"] for m in few["metrics"]]
@@ -145,7 +144,7 @@ def test_microbatches_make_one_batch(found: Found, name: str, processes: int) ->
             torch.testing.assert_close(value, few["weights"][key], rtol=0, atol=1e-5)
 
 
-@EACH_METHOD
+@pytest.mark.parametrize("name", REMEMBERING)
 def test_processes_decide_and_log_the_same(found: Found, name: str) -> None:
     first, second = (rank["whole"] for rank in found("fsdp", 2, f"resume-sharded-{name}"))
     assert first["metrics"] == second["metrics"]
@@ -158,12 +157,11 @@ def test_composers_fsdp1_is_refused(found: Found) -> None:
     assert "FSDP2Config()" in result["error"]
 
 
-@EACH_METHOD
-def test_a_part_wrapped_in_fsdp1_is_refused(name: str) -> None:
+def test_a_part_wrapped_in_fsdp1_is_refused() -> None:
     part = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
     nn.Module.__init__(part)
     part._fsdp_wrapped_module = nn.Linear(4, 3)
     model = nn.Sequential(nn.Linear(4, 4), part)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r": FSDP1 .* Use FSDP2: torch.distributed.fsdp.fully_shard"):
-        method(name).wrap(optimizer, model=model, total_steps=1)
+        method("sam").wrap(optimizer, model=model, total_steps=1)

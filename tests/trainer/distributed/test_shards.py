@@ -12,13 +12,10 @@ from tests import references
 from tests.cases import same
 from tests.references import Vector
 from tests.trainer.distributed.conftest import Found
-from tests.trainer.distributed.scenarios_shards import CASES, LAYOUTS, STEPS
+from tests.trainer.distributed.scenarios_shards import FOLLOWED, ORACLES, STEPS
 from tests.trainer.distributed.tasks import OPTIONS
 
 ADAPTIVE = {"rho": 0.5, "eta": 0.01, "normalize_bias": False, "scope": "element"}
-ORACLES = [
-    case for case in CASES if case.split("-")[0] in ("sam", "asam", "looksam", "looklayersam", "aesam", "aelooksam")
-]
 
 
 def rule(case: str, names: list[str]) -> references.Rule:
@@ -57,8 +54,7 @@ def check_step(index: int, step: dict[str, Any], follow: references.Rule) -> Non
     assert math.isclose(step["metrics"]["sam/grad_norm"], references.norm(g), rel_tol=1e-12)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", ORACLES)
+@pytest.mark.parametrize(("case", "layout"), ORACLES)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_every_step_follows_the_oracle(found: Found, processes: int, case: str, layout: str) -> None:
     for rank in found("shards", processes, f"{case}-{layout}"):
@@ -68,8 +64,7 @@ def test_every_step_follows_the_oracle(found: Found, processes: int, case: str, 
             check_step(index, step, follow)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "layout"), FOLLOWED[2])
 def test_processes_agree(found: Found, case: str, layout: str) -> None:
     first, second = found("shards", 2, f"{case}-{layout}")
     assert same(first, second)

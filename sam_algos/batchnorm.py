@@ -1,0 +1,170 @@
+"""BatchNorm's running statistics, gathered anew at the weights as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from sam_algos.core.passes.randomness import RandomStreams
+from sam_algos.core.passes.replay import fresh_shards
+from sam_algos.core.tensors import shards
+
+__all__ = ["Statistics", "recalibrate", "recalibrated_layers"]
+
+
+def recalibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    limit: int | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    layers: Iterable[nn.Module] | None = None,
+) -> int:
+    """Gather BatchNorm's running statistics anew at the model's weights, as the plain average over ``batches``.
+
+    For ``n`` batches with means ``m_i`` and unbiased variances ``v_i`` of a layer's inputs, ``running_mean`` becomes
+    ``Σ m_i / n`` and ``running_var`` becomes ``Σ v_i / n``. Training's own averages belong to the weights that its
+    passes ran at: displaced ones with Momentum-SAM, and few samples with ``ascent_fraction``. This gives those of the
+    weights that are evaluated.
+
+    Only the layers in question run in training mode: nothing is dropped out, so that the statistics are those of the
+    network as it is evaluated (with dropout before BatchNorm they differ). ``torch.optim.swa_utils.update_bn`` drops
+    out, and recalibrates frozen layers too.
+
+    Afterwards all else is as before: the mode of every module, momenta, the global random streams (which loading
+    ``batches`` may draw from) and gradients. If a batch raises, so are the statistics.
+
+    **Cost.** A forward pass without gradients for each batch.
+
+    Args:
+        model (torch.nn.Module): It. Of a ``DistributedDataParallel``, or where parameters are sharded by FSDP2, all
+            processes call this, each with batches of its own, and get the average over all; with FSDP2 as many batches.
+        batches (Iterable): Training data. Larger batches are better, ``BatchNorm`` needs two samples.
+        limit (int, optional): At most so many batches; 200 are usual (fvcore's ``update_bn_stats``). Default: all.
+        forward (Callable, optional): ``forward(model, batch)`` runs the model on a batch, on the right device and in
+            the right precision. Default: ``model(batch)``, or of a tuple or a list its first entry.
+        layers (Iterable[torch.nn.Module], optional): Which BatchNorm layers. Default: those in training mode, so that
+            frozen ones stay as they are; if the model as a whole is in evaluation mode, all. A layer with momentum 0
+            or without running statistics is none.
+
+    Returns:
+        int: How many batches were run; 0, and none is asked for, if there is nothing to recalibrate.
+
+    Raises:
+        ValueError: If ``batches`` is empty, or ``limit`` is no integer >= 1.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(1), torch.nn.Linear(1, 1))
+        >>> recalibrate(model, [torch.tensor([[0.0], [2.0]]), torch.tensor([[3.0], [5.0]])])
+        2
+        >>> model[0].running_mean, model[0].running_var
+        (tensor([2.5000]), tensor([2.]))
+    """
+    if limit is not None and not (type(limit) is int and limit >= 1):
+        raise ValueError(f"recalibrate(limit={limit!r}): limit must be an integer >= 1, or None.")
+    chosen = recalibrated_layers(model) if layers is None else list(layers)
+    norms = [m for m in _norms(model) if any(m is layer for layer in chosen)]
+    return _gather(model, batches, limit, forward or _first_entry, norms) if norms else 0
+
+
+def recalibrated_layers(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers whose statistics training moves, by the mode that the model is in: see `recalibrate`."""
+    return [m for m in _norms(model) if m.training or not model.training]
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    found = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    return [m for m in found if m.running_mean is not None and m.track_running_stats and m.momentum != 0]
+
+
+def _first_entry(model: nn.Module, batch: Any) -> Any:
+    return model(batch[0] if isinstance(batch, (list, tuple)) else batch)
+
+
+class Statistics:
+    """A copy of the running statistics of BatchNorm layers.
+
+    Args:
+        layers: Which.
+    """
+
+    def __init__(self, layers: Iterable[_BatchNorm]) -> None:
+        self._values = {m: [(b, b.clone()) for b in m.buffers(recurse=False)] for m in layers}
+
+    def restore(self, only: Iterable[_BatchNorm] | None = None) -> None:
+        """Put them back, of some of the layers or of all."""
+        for layer in self._values if only is None else only:
+            for buffer, value in self._values[layer]:
+                buffer.copy_(value)
+
+
+@torch.no_grad()
+def _gather(
+    model: nn.Module,
+    batches: Iterable[Any],
+    limit: int | None,
+    forward: Callable[[nn.Module, Any], Any],
+    layers: Sequence[_BatchNorm],
+) -> int:
+    # DistributedDataParallel would send the first process's statistics to the others before each pass.
+    inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+    before, count = Statistics(layers), 0
+    try:
+        with _averaging(inner, layers), fresh_shards(inner):
+            for layer in layers:
+                layer.reset_running_stats()
+            for batch in islice(batches, limit):  # whose iterator may draw a seed
+                forward(inner, batch)
+                count += 1
+        if not count:
+            raise ValueError("recalibrate(batches=...): batches must hold at least one batch.")
+        if isinstance(model, DistributedDataParallel):
+            _average(layers, model.process_group)
+        elif shards.is_sharded(list(model.parameters())):
+            _average(layers, None)
+        before.restore([m for m in layers if not m.num_batches_tracked])  # which no pass came by
+    except BaseException:
+        before.restore()
+        raise
+    return count
+
+
+@contextmanager
+def _averaging(model: nn.Module, layers: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Run the body with ``layers`` averaging and all else evaluating, on random streams that are put back."""
+    modes = [(m, m.training) for m in model.modules()]
+    momenta = [m.momentum for m in layers]
+    streams = RandomStreams.record({p.device for p in model.parameters()})
+    try:
+        for module, _ in modes:
+            module.training = False  # not eval(), which modules override, and which goes to their children
+        for layer in layers:
+            layer.training, layer.momentum = True, None  # None: the plain average
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for module, mode in modes:
+            module.training = mode
+        streams.restore()
+
+
+def _average(layers: Sequence[_BatchNorm], group: Any) -> None:
+    """Average over all batches of all processes."""
+    for layer in layers:
+        counted: Any = layer.num_batches_tracked
+        weighted: list[Any] = [layer.running_mean, layer.running_var]
+        for value in weighted:
+            value.mul_(counted)
+            dist.all_reduce(value, group=group)
+        dist.all_reduce(counted, group=group)
+        for value in weighted:
+            value.div_(counted.clamp(min=1))

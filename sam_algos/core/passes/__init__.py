@@ -1,0 +1,1 @@
+"""How a pass reaches the program, on which samples it runs, and how another repeats it without a trace."""

@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A function of ``load``, which needs YAML."""
+    """A function that needs YAML."""
     if name in __all__:
         module = "check" if name == "check_names" else "load"
         return getattr(import_module(f"sam_algos.recipes.reading.{module}"), name)

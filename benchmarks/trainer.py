@@ -19,7 +19,7 @@ from benchmarks.timing import Rotation
 from benchmarks.workloads import Batch, Task
 from sam_algos import METHODS
 from sam_algos.recipes import Recipe, RecipeError, load_recipe
-from sam_algos.recipes.components import build_algorithms
+from sam_algos.recipes.naming.components import build_algorithms
 from sam_algos.recipes.run import Run, prepare
 
 _ENDLESS = "1000000000ba"

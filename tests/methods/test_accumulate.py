@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sam_algos import AESAM, ESAM, SAM, LookSAM, Method, MomentumSAM
-from tests.cases import each_kind, make_batches, make_model, same, snapshot, wrap
+from tests.cases import each_kind, make_batches, make_model, model_of, same, snapshot, wrap
 
 K = 3
 BATCHES = make_batches(4 * K)
@@ -114,15 +115,26 @@ def test_a_flat_step_and_one_pass_methods_keep_no_batches() -> None:
         model = make_model("mlp")
         optimizer: Any = wrap(method, model)
         as_they_come(optimizer, model, "step")
-        optimizer.accumulate(partial(microbatch, model, *BATCHES[0]))
-        assert optimizer._passes._earlier[0].closure is None
+        optimizer.accumulate(closure := partial(microbatch, model, *BATCHES[0]))
+        kept = weakref.ref(closure)
+        del closure
+        assert kept() is None
 
 
 def test_nothing_is_kept_when_the_step_is_over() -> None:
     model = make_model("mlp")
     optimizer: Any = wrap(SAM(), model)
     as_they_come(optimizer, model, "backward")
-    assert not optimizer._passes.begun
+    kept = []
+    for batch in BATCHES[:K]:
+        closure = partial(microbatch, model, *batch)
+        kept.append(weakref.ref(closure))
+        if len(kept) < K:
+            optimizer.accumulate(closure)
+    assert kept[0]() is not None
+    optimizer.step(closure)
+    del closure
+    assert [found() for found in kept] == [None] * K
 
 
 @pytest.mark.parametrize("zero", [lambda o: o.zero_grad(), lambda o: o.zero_grad(set_to_none=False)])
@@ -210,7 +222,7 @@ def test_a_copy_made_amid_a_step_is_at_its_beginning(clone: Callable[[Any], Any]
     optimizer.accumulate(partial(microbatch, model, *BATCHES[0]))
     other = clone(optimizer)
     assert not other._passes.begun and optimizer._passes.begun
-    as_they_come(other, other._passes.model(), "step")
+    as_they_come(other, model_of(other), "step")
 
 
 def test_time_between_microbatches_is_the_programs() -> None:

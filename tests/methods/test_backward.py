@@ -24,6 +24,7 @@ from tests.cases import (
     each_kind,
     make_batches,
     make_model,
+    model_of,
     same,
     snapshot,
     steps,
@@ -119,7 +120,7 @@ def test_a_copy_has_no_gradient_waiting_and_goes_on(clone: Callable[[Any], Any])
     with pytest.raises(TypeError, match="needs the closure"):
         other.step()
     assert other.method_state_dict()["step"] == 1
-    by_backward(other, other._passes.model(), BATCHES[1:])
+    by_backward(other, model_of(other), BATCHES[1:])
     assert other.method_state_dict()["step"] == len(BATCHES)
 
 

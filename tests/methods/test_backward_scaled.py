@@ -12,7 +12,19 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.lr_scheduler import StepLR
 
 from sam_algos import AESAM, LookSAM, Method, SharpnessAwareOptimizer
-from tests.cases import Batch, Closure, each_method, make_batches, make_model, same, snapshot, steps, train, wrap
+from tests.cases import (
+    Batch,
+    Closure,
+    each_method,
+    make_batches,
+    make_model,
+    reads_losses,
+    same,
+    snapshot,
+    steps,
+    train,
+    wrap,
+)
 
 BATCHES = make_batches(6)
 
@@ -23,7 +35,7 @@ class Scaled(Closure):
         self.scaler = scaler
 
     def __call__(self, *samples: Any) -> Any:
-        if isinstance(losses := self.losses(*samples), Tensor) and self.optimizer._surroundings.reads_losses:
+        if isinstance(losses := self.losses(*samples), Tensor) and reads_losses(self.optimizer):
             return losses
         self.optimizer.zero_grad()
         self.scaler.scale(losses.mean()).backward()

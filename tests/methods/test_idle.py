@@ -33,7 +33,7 @@ from sam_algos import (
 )
 from sam_algos.core.parts import Ascent
 from sam_algos.core.step import Step
-from tests.cases import Closure, make_batches, make_model, steps, wrap
+from tests.cases import Closure, make_batches, make_model, model_of, reads_losses, steps, wrap
 
 
 class Nowhere(Perturbation):
@@ -164,7 +164,7 @@ def scaled(method: Method, *, tell: bool, enabled: bool = True, count: int = 3, 
 
         def scaling(*samples: Any, closure: Closure = closure) -> Any:
             loss = closure.losses(*samples)
-            if optimizer._surroundings.reads_losses:
+            if reads_losses(optimizer):
                 return loss
             optimizer.zero_grad()
             scaler.scale(loss.mean()).backward()
@@ -216,7 +216,7 @@ def test_what_is_invariant_to_the_scale_says_so_and_is(method: Method) -> None:
     """The scale is taken off before the base optimizer steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ends = [scaled(method, tell=tell, count=6)._passes.model().state_dict().values() for tell in (True, False)]
+        ends = [model_of(scaled(method, tell=tell, count=6)).state_dict().values() for tell in (True, False)]
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(*ends, strict=True))
 
 

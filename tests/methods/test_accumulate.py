@@ -225,7 +225,7 @@ def test_a_copy_made_amid_a_step_is_at_its_beginning(clone: Callable[[Any], Any]
     as_they_come(other, model_of(other), "step")
 
 
-def test_time_between_microbatches_is_the_programs() -> None:
+def test_time_between_microbatches_is_not_charged_to_the_method() -> None:
     """A method that is given an overhead must not pay for the loading of data."""
     model = make_model("mlp")
     optimizer: Any = wrap(AESAM(target_overhead=0.1), model)
@@ -252,7 +252,7 @@ def test_time_between_microbatches_is_the_programs() -> None:
     assert set(known["plain"]) == {203.0}
 
 
-def test_the_first_closure_is_still_watched_for_gradients_of_before() -> None:
+def test_gradients_left_from_before_the_first_microbatch_are_refused() -> None:
     model = make_model("mlp")
     optimizer: Any = wrap(SAM(), model)
     microbatch(model, *BATCHES[0])

@@ -151,7 +151,7 @@ def test_a_scheduler_of_either_optimizer_sees_the_step_of_a_scaler(owner: str, s
     assert optimizer.method_state_dict()["step"] == len(BATCHES)
 
 
-def test_a_scaler_that_is_switched_off_leaves_no_step_out_and_so_the_method_does() -> None:
+def test_with_a_disabled_scaler_the_method_skips_nonfinite_steps_itself() -> None:
     scaler, model = GradScaler("cpu", enabled=False), make_model("mlp")
     optimizer: Any = wrap(LookSAM(k=2, nonfinite="skip"), model)
     weights = [p.detach().clone() for p in model.parameters()]

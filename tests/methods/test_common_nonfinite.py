@@ -59,7 +59,7 @@ def test_skip_leaves_everything_but_the_count(method: Method) -> None:
 
 @each_ascent
 @pytest.mark.parametrize(("call", "factor"), [(1, math.nan), (1, math.inf), (2, math.inf)])
-def test_skip_of_whatever_is_not_finite_wherever_it_was(method: Method, call: int, factor: float) -> None:
+def test_skip_works_for_nan_and_infinity_in_either_pass(method: Method, call: int, factor: float) -> None:
     skip_leaves_everything_but_the_count(method, call, factor)
 
 
@@ -76,7 +76,7 @@ def skip_leaves_everything_but_the_count(method: Method, call: int, factor: floa
 
 @each_kind
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
-def test_pass_hands_it_on_but_statistics_stay_finite(method: Method, factor: float) -> None:
+def test_pass_hands_nonfinite_gradients_on_and_keeps_statistics_finite(method: Method, factor: float) -> None:
     model = make_model("mlp")
     optimizer = wrap(method, model, "sgd")
     list(steps(model, optimizer, make_batches(2)))

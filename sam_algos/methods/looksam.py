@@ -122,7 +122,7 @@ class LookSAM(Method):
     **Cost.** ``1 + 1/k`` gradients per step. One tensor per parameter between steps, kept in the optimizer's
     state and its checkpoint (4 bytes per parameter in float32); during a sharp step two copies of the parameters.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
     **Use it** where SAM helps but its time hurts. ``alpha`` needs care: too large, and training fails.
 
@@ -172,7 +172,7 @@ class LookLayerSAM(Method):
     **Cost.** That of `LookSAM`: ``1 + 1/k`` gradients per step, one tensor per parameter between steps, during a sharp
     step two copies of the parameters.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
     **Use it** for large batches, beside a base optimizer that scales layer by layer as well.
 

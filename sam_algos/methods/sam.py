@@ -180,8 +180,8 @@ class SAM(Method):
     second-order term takes a third gradient, and four copies. With ``m`` the gradients come in smaller passes, and
     there is one copy more.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights
-    (with ``ascent_fraction`` parts of them, and recalibration helps: `sam_algos.recalibrate`).
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
+    With ``ascent_fraction`` that pass sees part of each batch, and recalibration helps: `sam_algos.recalibrate`.
 
     **Use it** when accuracy matters more than time, and above all with noisy labels or few data; with
     ``interval`` when time matters as well.

@@ -57,8 +57,8 @@ class SAMON(Method):
 
     **Cost.** 2 gradients per step. No memory between steps, and almost none during a step.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights
-    (with ``ascent_fraction`` parts of them, and recalibration helps: `sam_algos.recalibrate`).
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
+    With ``ascent_fraction`` that pass sees part of each batch, and recalibration helps: `sam_algos.recalibrate`.
 
     **Use it** for networks with normalisation layers, above all where memory is short.
 

@@ -95,8 +95,8 @@ class SSSAM(Method):
     **Cost.** ``1 + P`` gradients per step on average, with a schedule ``P = (start + end) / 2``. No memory between
     steps; during a sharp step one copy of the parameters.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights
-    (with ``ascent_fraction`` parts of them, and recalibration helps: `sam_algos.recalibrate`).
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
+    With ``ascent_fraction`` that pass sees part of each batch, and recalibration helps: `sam_algos.recalibrate`.
 
     **Use it** for a fraction of sharp steps that is known beforehand without being periodic, and as the baseline
     that an adaptive policy has to beat.

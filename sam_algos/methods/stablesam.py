@@ -38,7 +38,7 @@ class StableSAM(Method):
     **Cost.** 2 gradients per step. No memory between steps; during a step two copies of the parameters. The first
     gradient is synchronised between processes, as all have to scale by the same length.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
     **Use it** where SAM diverges at a learning rate at which plain training does not.
 

@@ -52,7 +52,7 @@ class VaSSO(Method):
     checkpoint (4 bytes per parameter in float32); during a step two copies of the parameters. The first gradient is
     synchronised between processes, as all have to remember the same.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
     **Use it** where SAM is used, at SAM's cost; the paper reports robustness against label noise.
 

@@ -26,7 +26,7 @@ class WSAM(Method):
     **Cost.** 2 gradients per step. No memory between steps; during a step two copies of the parameters. The first
     gradient is synchronised between processes, as the base optimizer gets a part of it.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
     **Use it** where SAM is used, at SAM's cost. The default is far from SAM: the difference of the two gradients counts
     nine times.

@@ -1,4 +1,4 @@
-"""The named methods, one file per paper. An import line below registers a file's methods and parts (its ``__all__``)."""
+"""The named methods, one file per paper. An import line below registers a file's ``__all__``."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class TargetFraction(Policy):
 
     @property
     def never(self) -> bool:
-        """With ``fraction=0``."""
+        """True with ``fraction=0``."""
         return self.fraction == 0
 
     def initial(self) -> Memory:

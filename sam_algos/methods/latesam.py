@@ -28,7 +28,7 @@ class Late(Policy):
 
     @property
     def never(self) -> bool:
-        """With ``start=1``."""
+        """True with ``start=1``."""
         return self.start == 1
 
     def decide(self, step: Step) -> Decision:

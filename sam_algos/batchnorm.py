@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics, gathered anew at the weights as they are."""
+"""Recompute BatchNorm's running statistics at the current weights."""
 
 from __future__ import annotations
 
@@ -28,38 +28,39 @@ def recalibrate(
     forward: Callable[[nn.Module, Any], Any] | None = None,
     layers: Iterable[nn.Module] | None = None,
 ) -> int:
-    """Gather BatchNorm's running statistics anew at the model's weights, as the plain average over ``batches``.
+    """Recompute BatchNorm's running statistics at the model's current weights, as the plain average over ``batches``.
 
     For ``n`` batches with means ``m_i`` and unbiased variances ``v_i`` of a layer's inputs, ``running_mean`` becomes
-    ``Σ m_i / n`` and ``running_var`` becomes ``Σ v_i / n``. Training's own averages belong to the weights that its
-    passes ran at: displaced ones with Momentum-SAM, and few samples with ``ascent_fraction``. This gives those of the
-    weights that are evaluated.
+    ``Σ m_i / n`` and ``running_var`` becomes ``Σ v_i / n``. Training averages over the weights that its passes ran at:
+    displaced weights with Momentum-SAM, and few samples with ``ascent_fraction``. This function computes the statistics
+    at the weights that are evaluated.
 
-    Only the layers in question run in training mode: nothing is dropped out, so that the statistics are those of the
-    network as it is evaluated (with dropout before BatchNorm they differ). ``torch.optim.swa_utils.update_bn`` drops
-    out, and recalibrates frozen layers too.
+    Only the layers to recalibrate run in training mode. Dropout is off, so the statistics fit the network as it is
+    evaluated (they differ if there is dropout before BatchNorm). ``torch.optim.swa_utils.update_bn`` leaves dropout on,
+    and also recalibrates frozen layers.
 
-    Afterwards all else is as before: the mode of every module, momenta, the global random streams (which loading
-    ``batches`` may draw from) and gradients. If a batch raises, so are the statistics.
+    Afterwards everything else is restored: the mode of every module, momenta, the global random streams (which loading
+    ``batches`` may draw from) and gradients. If a batch raises, the statistics are restored too.
 
-    **Cost.** A forward pass without gradients for each batch.
+    **Cost.** One forward pass without gradients per batch.
 
     Args:
-        model (torch.nn.Module): It. Of a ``DistributedDataParallel``, or where parameters are sharded by FSDP2, all
-            processes call this, each with batches of its own, and get the average over all; with FSDP2 as many batches.
-        batches (Iterable): Training data. Larger batches are better, ``BatchNorm`` needs two samples.
-        limit (int, optional): At most so many batches; 200 are usual (fvcore's ``update_bn_stats``). Default: all.
+        model (torch.nn.Module): The model. Under ``DistributedDataParallel`` or FSDP2 every process must call this with
+            its own batches, and all get the average over all batches. With FSDP2 every process must have the same
+            number of batches.
+        batches (Iterable): Training data. Larger batches are better; ``BatchNorm`` needs at least two samples.
+        limit (int, optional): Maximum number of batches; 200 is usual (fvcore's ``update_bn_stats``). Default: all.
         forward (Callable, optional): ``forward(model, batch)`` runs the model on a batch, on the right device and in
-            the right precision. Default: ``model(batch)``, or of a tuple or a list its first entry.
-        layers (Iterable[torch.nn.Module], optional): Which BatchNorm layers. Default: those in training mode, so that
-            frozen ones stay as they are; if the model as a whole is in evaluation mode, all. A layer with momentum 0
-            or without running statistics is none.
+            the right precision. Default: ``model(batch)``, or ``model(batch[0])`` if the batch is a tuple or list.
+        layers (Iterable[torch.nn.Module], optional): The BatchNorm layers to recalibrate. Default: the layers in
+            training mode, which leaves frozen layers alone; all layers if the whole model is in evaluation mode. Layers
+            with momentum 0 or without running statistics are always left out.
 
     Returns:
-        int: How many batches were run; 0, and none is asked for, if there is nothing to recalibrate.
+        int: The number of batches run. If there is nothing to recalibrate it is 0, and no batch is loaded.
 
     Raises:
-        ValueError: If ``batches`` is empty, or ``limit`` is no integer >= 1.
+        ValueError: If ``batches`` is empty, or ``limit`` is not an integer >= 1.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(1), torch.nn.Linear(1, 1))
@@ -76,7 +77,7 @@ def recalibrate(
 
 
 def recalibrated_layers(model: nn.Module) -> list[_BatchNorm]:
-    """The BatchNorm layers whose statistics training moves, by the mode that the model is in: see `recalibrate`."""
+    """The BatchNorm layers that `recalibrate` chooses by default, given the mode of the model and its layers."""
     return [m for m in _norms(model) if m.training or not model.training]
 
 
@@ -93,14 +94,14 @@ class Statistics:
     """A copy of the running statistics of BatchNorm layers.
 
     Args:
-        layers: Which.
+        layers: The layers to copy.
     """
 
     def __init__(self, layers: Iterable[_BatchNorm]) -> None:
         self._values = {m: [(b, b.clone()) for b in m.buffers(recurse=False)] for m in layers}
 
     def restore(self, only: Iterable[_BatchNorm] | None = None) -> None:
-        """Put them back, of some of the layers or of all."""
+        """Restore the statistics of ``only``, or of all layers."""
         for layer in self._values if only is None else only:
             for buffer, value in self._values[layer]:
                 buffer.copy_(value)
@@ -114,14 +115,14 @@ def _gather(
     forward: Callable[[nn.Module, Any], Any],
     layers: Sequence[_BatchNorm],
 ) -> int:
-    # DistributedDataParallel would send the first process's statistics to the others before each pass.
+    # DistributedDataParallel would overwrite the statistics with the first process's before each pass.
     inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
     before, count = Statistics(layers), 0
     try:
         with _averaging(inner, layers), fresh_shards(inner):
             for layer in layers:
                 layer.reset_running_stats()
-            for batch in islice(batches, limit):  # whose iterator may draw a seed
+            for batch in islice(batches, limit):  # inside _averaging: the iterator may draw a seed
                 forward(inner, batch)
                 count += 1
         if not count:
@@ -130,7 +131,7 @@ def _gather(
             _average(layers, model.process_group)
         elif shards.is_sharded(list(model.parameters())):
             _average(layers, None)
-        before.restore([m for m in layers if not m.num_batches_tracked])  # which no pass came by
+        before.restore([m for m in layers if not m.num_batches_tracked])  # no pass reached these layers
     except BaseException:
         before.restore()
         raise
@@ -139,13 +140,13 @@ def _gather(
 
 @contextmanager
 def _averaging(model: nn.Module, layers: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Run the body with ``layers`` averaging and all else evaluating, on random streams that are put back."""
+    """Run the body with ``layers`` averaging and all else in evaluation mode; restore the random streams after it."""
     modes = [(m, m.training) for m in model.modules()]
     momenta = [m.momentum for m in layers]
     streams = RandomStreams.record({p.device for p in model.parameters()})
     try:
         for module, _ in modes:
-            module.training = False  # not eval(), which modules override, and which goes to their children
+            module.training = False  # not eval(), which modules may override, and which recurses into children
         for layer in layers:
             layer.training, layer.momentum = True, None  # None: the plain average
         yield

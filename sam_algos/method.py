@@ -186,8 +186,8 @@ class Method(Options, WrapsOptimizer, ABC):
         """Make an optimizer for a hand-written loop.
 
         Pass ``step(closure)`` a closure that zeroes the gradients, runs forward and backward on all data of the
-        step, and returns the loss. Or let the closure only return a vector, the loss of each sample, and the step does the rest.
-        Save ``method_state_dict()`` along with ``state_dict()``, which is the base optimizer's.
+        step, and returns the loss. Alternatively let the closure only return a vector, the loss of each sample; the
+        step then does the rest. Save ``method_state_dict()`` along with ``state_dict()``, the base optimizer's state.
 
         The first sharp step may run the closure up to three more times to check that it sees the displaced weights.
         These runs are not counted and leave no trace in weights, buffers, random streams and metrics.

@@ -56,7 +56,7 @@ def measure(args: Namespace, result: Result) -> None:
     for i, key in enumerate(missing):
         left = (1 - _FOR_THE_REST) * whole - (time.monotonic() - begun)
         if left <= 0:
-            facts["Left out"][key] = "no time left: --resume goes on"
+            facts["Left out"][key] = "no time left: --resume continues"
             continue
         seconds = 0.5 * left / (len(missing) - i)  # the profiler and building take the other half
         try:

@@ -28,8 +28,8 @@ class Adaptive(Perturbation):
 
     The normalisation ``T`` is ``|w| + η`` per element; with ``scope='filter'``, ``‖filter‖ + η`` for the weights
     of a convolution; with ``scope='layer'``, ``‖w‖ + η`` of the whole tensor. As in the official code, it applies
-    to parameters with ``weight`` in their name, including those of normalisation layers. All other parameters have
-    ``T = 1`` and still count in the norm.
+    to parameters with ``weight`` in their name, also in normalisation layers. All other parameters have ``T = 1``, and
+    still count in the norm.
 
     Args:
         rho (float | Schedule): Radius ``ρ``. Default: ``0.5``.

@@ -1,4 +1,4 @@
-"""A microbatch of which the model is given only some samples."""
+"""A forward pass on some of a microbatch's samples."""
 
 from __future__ import annotations
 

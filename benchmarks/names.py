@@ -1,4 +1,4 @@
-"""What users call the methods, and the one colour that each has in every plot."""
+"""Display names of the methods, and their colours in all plots."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _OTHERS = "#888888"
 
 
 def users_name(key: str, default: str | None = None) -> str:
-    """What users call a method.
+    """The display name of a method.
 
     Args:
         key: Its name in ``METHODS``.
-        default: For a method that is not known here; the key itself if None.
+        default: The name of a method that is not listed here; the key itself if None.
 
     Example:
         >>> users_name("aesam"), users_name("newsam", "NewSAM")
@@ -37,5 +37,5 @@ def users_name(key: str, default: str | None = None) -> str:
 
 
 def color(name: str) -> str:
-    """The colour of what a table calls ``name``; what stands behind a comma does not matter."""
+    """The colour of a table's row ``name``; any text after a comma is ignored."""
     return _COLORS.get(name.partition(",")[0], _OTHERS)

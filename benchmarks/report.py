@@ -1,4 +1,4 @@
-"""What is shown of results: NAME.md with plots beside each, and one page for all that lie in a folder."""
+"""Reports of results: NAME.md with plots next to each result, and one page for all results in a folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table with what has to be said about it; the columns after the first are numbers, or text."""
+    """A table with notes. The columns after the first are numbers, or text if ``numbers`` is False."""
 
     title: str
     header: Sequence[str]
@@ -46,7 +46,7 @@ class Table:
 
 
 def tables(result: Result) -> Iterator[Table]:
-    """Everything that is said about a result, but for its environment."""
+    """All tables of a result except its environment."""
     for title, found in result.data.get("facts", {}).items():
         yield Table(title, ["", "found"], list(found.items()), numbers=False)
     for table in result.tables().values():
@@ -208,19 +208,19 @@ def _environment(result: Result) -> Table:
 
 
 def _commits(sessions: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Those of the sessions, where they are known to differ."""
+    """The commits of the sessions, if they are known to differ."""
     commits = dict.fromkeys(session["commit"] for session in sessions if session.get("commit"))
     return {"commits of the sessions": ", ".join(commits)} if len(commits) > 1 else {}
 
 
 def markdown(result: Result) -> str:
-    """A result as Markdown, with the plots that lie beside it."""
+    """A result as Markdown, with the plots in its folder."""
     shown = [table.markdown() for table in (*tables(result), _environment(result))]
     return "\n".join([f"## {result.path.stem}: {CAPTIONS[result.kind]}\n", *_images(result), *shown])
 
 
 def page(folder: Path) -> str:
-    """One page for all results in a folder: their plots, and what is to be said about them."""
+    """One page for all results in a folder: their plots and notes."""
     parts = ["# What was measured\n\nWritten by `python -m benchmarks report` from the results beside it.\n"]
     for path in sorted(folder.glob("*.json")):
         result = load_result(path)
@@ -239,7 +239,7 @@ def _images(result: Result) -> list[str]:
 
 
 def write(result: Result) -> list[Path]:
-    """Write a result's plots, where matplotlib is installed, and its Markdown beside its file."""
+    """Write a result's Markdown next to its file, and its plots if matplotlib is installed."""
     written = []
     try:
         from benchmarks.plots import plots
@@ -255,10 +255,10 @@ def write(result: Result) -> list[Path]:
 
 
 def rebuild(folder: Path) -> list[Path]:
-    """Write everything that is shown of the results in a folder anew, and the page about all.
+    """Rewrite the reports and plots of all results in a folder, and its page.
 
     Raises:
-        BenchmarkError: If there is none, or one of them is not a result.
+        BenchmarkError: If the folder has no results, or if one of its files is not a result.
     """
     found = [load_result(path) for path in sorted(folder.glob("*.json"))]
     if not found:

@@ -1,4 +1,4 @@
-"""From measurements to numbers: quartiles, ratios of steps of the same round, confidence intervals."""
+"""Statistics of the measurements: quartiles, ratios of steps in the same round, confidence intervals."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ PEERS = {
 """The contenders that take the same step as one of this package's, with that one."""
 
 PHASES = ("pass", "replay", "norm", "ascent", "displace", "restore", "descent", "base step")
-"""The ranges of a step. In ``replay`` random streams and buffers are recorded and rewound, in ``descent`` the final
-gradient is made."""
+"""The ranges of a step. ``replay`` records and rewinds random streams and buffers; ``descent`` computes the final
+gradient."""
 REST = "rest"
 
 AGREEMENT = 0.01
-"""How far from 1 the ratio of two equal implementations may be before nothing is concluded."""
+"""Largest deviation from 1 of the ratio of two equal implementations; beyond it there is no verdict."""
 
 Columns = dict[str, list[float]]
-"""What was measured of one contender: ``wall``, ``cpu``, ``gradients`` and more, with one entry a round."""
+"""The measurements of one contender: ``wall``, ``cpu``, ``gradients`` and more, with one entry per round."""
 
 
 class Quartiles(NamedTuple):
@@ -49,10 +49,10 @@ class Quartiles(NamedTuple):
 
     @classmethod
     def mixed(cls, values: Sequence[float], kinds: Sequence[float]) -> Quartiles:
-        """The quartiles of each kind of step, averaged by how many steps are of that kind.
+        """The quartiles of each kind of step, averaged with the kinds' frequencies as weights.
 
-        Plain and sharp steps take very different times: their common median would be that of either one
-        and not the cost of a step.
+        Plain and sharp steps take very different times: a common median would fall on one of the kinds, and would not
+        show the average cost of a step.
         """
         total = cls(0.0, 0.0, 0.0)
         for kind in set(kinds):
@@ -63,7 +63,7 @@ class Quartiles(NamedTuple):
 
 
 def ratios(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """``a / b``, round by round: what drifts from round to round cancels."""
+    """``a / b``, round by round, so that drift between rounds cancels."""
     return [x / y for x, y in zip(a, b, strict=True)]
 
 
@@ -78,7 +78,7 @@ def compare(columns: Columns, plain: Columns, floor: Columns, clock: str = "wall
 
     Returns:
         dict: ``gradients`` per step; quartiles of ``ms`` per step and of the ``ratio`` to a plain step; ``over_floor``,
-        the median over the steps with two gradients, None where there are none; on a GPU ``peak_mb``.
+        the median excess over the floor of the steps with two gradients, None without such steps; on a GPU ``peak_mb``.
     """
     gradients = columns["gradients"]
     over = [r - 1 for r, n in zip(ratios(columns[clock], floor[clock]), gradients, strict=True) if n == 2]
@@ -111,7 +111,7 @@ def extra(columns: Columns, floor: Columns, unit: float) -> tuple[float, float, 
 
 
 def summarize_cost(table: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of one workload in one mode.
+    """The statistics of one workload in one mode.
 
     Returns:
         dict: ``rows`` by contender (see `compare`; with ``extra``, see there, for those that are not PyTorch's own),
@@ -146,7 +146,7 @@ def summarize_cost(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def summarize_phases(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By contender, median milliseconds of the ``step``, of a ``profiled`` one and of the latter's ``phases``."""
+    """By contender, median milliseconds of a ``step``, of a ``profiled`` step and of the ``phases`` of the latter."""
     return {
         name: {
             "step": 1e3 * statistics.median(table["samples"][name]["wall"]),
@@ -158,14 +158,15 @@ def summarize_phases(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def summarize_study(settings: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The numbers of every contender of a study at every length that has been confirmed.
+    """The statistics of every contender of a study at every length that has been confirmed.
 
     Returns:
-        list: By row: ``contender``, ``length`` and what was ``chosen`` for them; the mean ``validation`` accuracy of
-        that choice, and whether it is the contender's ``best`` length; mean and half width of the 95 % interval of the
-        test ``accuracy`` with fresh seeds and, under ``against``, of its difference from each baseline at its own best
-        length, seed by seed; mean ``gradients``, ``forwards`` and ``cpu_seconds`` of the training, the first baseline
-        at its best length being 1; the last epoch's ``train`` accuracy; ``n``.
+        list: A row per contender and length. ``contender``, ``length`` and the ``chosen`` options; the mean
+        ``validation`` accuracy of the choice, and whether this is the contender's ``best`` length; the test
+        ``accuracy`` with fresh seeds, as mean and half width of the 95 % confidence interval; ``against``, the same for
+        its difference from each baseline at the baseline's best length, seed by seed; mean ``gradients``, ``forwards``
+        and ``cpu_seconds`` of the training, in units of the first baseline at its best length; the last epoch's
+        ``train`` accuracy; the number ``n`` of seeds.
     """
     study = Study(**{key: value for key, value in settings.items() if key != "study"}, **data["study"])
     runs = {Job(*run["job"]): run for run in data["runs"]}
@@ -197,19 +198,20 @@ def summarize_study(settings: dict[str, Any], data: dict[str, Any]) -> list[dict
 
 
 def _difference(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> tuple[float, float | None]:
-    """The mean of the differences seed by seed, and the half width of its interval."""
+    """The mean of the differences seed by seed, and the half width of its confidence interval."""
     there = {Job(*run["job"]).seed: run["accuracy"] for run in theirs}
     both = [run["accuracy"] - there[seed] for run in ours if (seed := Job(*run["job"]).seed) in there]
     return interval(both) if both else (0.0, None)
 
 
 def summarize_targets(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The numbers of every target.
+    """The statistics of every target.
 
     Returns:
-        dict: By option and target, ``n``; the mean ``fraction`` of sharp steps at the end and the mean ``early`` one at
-        the hundredth; the ``least`` and the ``most`` from there on in all seeds; and ``overhead``, mean and half width
-        of the 95 % interval of the time over that of the plain runs just before and after.
+        dict: By option and target: the number ``n`` of runs; the mean ``fraction`` of sharp steps at the end, and the
+        mean ``early`` fraction at the hundredth step; the ``least`` and the ``most`` fraction from there on over all
+        seeds; and ``overhead``, the extra time relative to the plain runs just before and after, as mean and half width
+        of the 95 % confidence interval.
     """
     at = {(run["seed"], run["turn"]): run for run in runs}
     found: dict[str, list[dict[str, Any]]] = {}
@@ -229,7 +231,7 @@ def summarize_targets(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """The confidence interval of a median, by the sign test; the whole range of fewer than six values."""
+    """The confidence interval of a median, by the sign test; with fewer than six values their whole range."""
     n, below, rank = len(values), 0.0, -1
     while below <= (1 - level) / 2 and rank < n // 2:  # the binomial distribution at one half
         rank += 1
@@ -239,16 +241,16 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
 
 
 def agrees(ratio: float) -> bool:
-    """Whether two measurements of the same thing agree well enough to conclude anything."""
+    """Whether two measurements of the same thing agree well enough for a verdict."""
     return abs(ratio - 1) <= AGREEMENT
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float | None]:
-    """Mean and half width of its confidence interval, by Student's t; None for a single value."""
+    """The mean and the half width of its confidence interval, by Student's t; the width is None for a single value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None
-    from scipy.stats import t  # scikit-learn brings it
+    from scipy.stats import t  # installed with scikit-learn
 
     quantile = float(t.ppf((1 + level) / 2, len(values) - 1))
     return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))

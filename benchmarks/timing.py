@@ -1,4 +1,4 @@
-"""Measuring in turn: in every round each contender takes one step, in an order drawn anew."""
+"""Interleaved timing: in every round each contender takes one step, in a new random order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SAVE_EVERY = 10.0  # seconds
 
 
 class Meter(Protocol):
-    """What is read of each step."""
+    """Takes readings of each step."""
 
     start: Callable[[], None]
     stop: Callable[[], None]
@@ -47,7 +47,7 @@ def norm_and_write(like: Tensor, elements: int) -> Callable[[], None]:
 class Clock:
     """Reads ``wall`` and ``cpu`` seconds; on a GPU ``wall``, and ``peak``, the bytes above what was there before.
 
-    On a GPU the time is that between two events on its stream, which are waited for between rounds only.
+    On a GPU it records two events on the stream and reads the time between them. It waits for them only between rounds.
     """
 
     def __init__(self) -> None:
@@ -57,19 +57,19 @@ class Clock:
         self._steps: list[tuple[Any, Any, int]] = []
 
     def start(self) -> None:
-        """A step begins."""
+        """Begin a step."""
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
             self._memory = torch.cuda.memory_allocated()
         self._begun = self._moment()
 
     def stop(self) -> None:
-        """It ends."""
+        """End the step."""
         peak = torch.cuda.max_memory_allocated() - self._memory if self._cuda else 0
         self._steps.append((self._begun, self._moment(), peak))
 
     def drain(self) -> list[dict[str, float]]:
-        """What was read since the last call."""
+        """Return the readings since the last call."""
         steps, self._steps = self._steps, []
         if not self._cuda:
             return [{"wall": end[0] - begin[0], "cpu": end[1] - begin[1]} for begin, end, _ in steps]
@@ -85,7 +85,7 @@ class Clock:
 
 
 class Rotation:
-    """Says whose turn it is, and adds to the columns of ``samples`` what complete rounds have measured.
+    """Chooses the contender of each step, and adds the readings of complete rounds to the columns of ``samples``.
 
     It has enough after that many ``seconds`` in all and ``rounds``, and calls ``save`` every few seconds. With
     ``unit``, it runs that operation once a round and adds its time to ``units``.
@@ -115,17 +115,17 @@ class Rotation:
         return self._count() >= self._rounds and measured >= self._seconds
 
     def turn(self) -> str:
-        """Whose turn it is now."""
+        """The contender that takes the next step."""
         if not self._queue:
             self._queue = random.Random(self._count()).sample(self._names, len(self._names))
         return self._queue.pop()
 
     def start(self) -> None:
-        """The step begins."""
+        """Begin the step."""
         self._meter.start()
 
     def stop(self, name: str, figures: Callable[[], Mapping[str, float]]) -> None:
-        """The step ends; ``figures`` is asked for more to keep with it, off the clock."""
+        """End the step; then, off the clock, call ``figures`` for more values to keep with it."""
         self._meter.stop()
         self._turns.append((name, figures()))
         if len(self._turns) == len(self._names):
@@ -136,7 +136,7 @@ class Rotation:
             self._end_round()
 
     def close(self) -> None:
-        """No more will be measured."""
+        """End the measurement."""
         self._bar.close()
 
     def _end_round(self) -> None:

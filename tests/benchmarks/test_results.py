@@ -66,7 +66,7 @@ def test_an_existing_result_is_neither_lost_nor_mixed(tmp_path: Path):
     first = open_cost(path, {"seconds": 1.0})
     first.data = SAMPLES
     first.save()
-    with pytest.raises(BenchmarkError, match="--resume goes on with it"):
+    with pytest.raises(BenchmarkError, match="--resume continues it"):
         open_cost(path, {"seconds": 1.0})
     with pytest.raises(BenchmarkError, match=r"other settings \(seconds\)"):
         open_cost(path, {"seconds": 2.0}, resume=True)

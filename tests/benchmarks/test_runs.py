@@ -239,7 +239,7 @@ def test_gpu_does_everything_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(gpu, "tests", lambda seconds: {"pytest -m gpu": f"asked for {seconds:.0f} s"})
     arguments = ("gpu", "--device", "cpu", "--quick", "--minutes")
     first = measure(tmp_path, *arguments, "0")
-    assert first["data"]["facts"]["Left out"]["vit_s16/bfloat16"] == "no time left: --resume goes on"
+    assert first["data"]["facts"]["Left out"]["vit_s16/bfloat16"] == "no time left: --resume continues"
     with pytest.raises(BenchmarkError, match="other settings"):
         measure(tmp_path, *arguments, "5", "--resume")
     found = measure(tmp_path, *arguments, "5", "--overwrite")

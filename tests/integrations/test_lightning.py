@@ -545,7 +545,7 @@ def test_accumulation_that_changes_from_epoch_to_epoch(options: dict[str, Any]) 
             optimizer.step(lambda step=step, k=k: backward_over(other, step, k))
             optimizer.zero_grad()
     assert same(dict(net.network.state_dict()), dict(other.state_dict()))
-    with pytest.raises(ValueError, match=r"number of steps.*GradientAccumulationScheduler changes it"):
+    with pytest.raises(ValueError, match=r"number of steps.*GradientAccumulationScheduler changes that number"):
         fit(Net(AESAM()), {**options, "callbacks": [schedule()]})
 
 

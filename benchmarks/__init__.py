@@ -1,22 +1,23 @@
 """What each method costs, where the time goes and what accuracy it buys: ``python -m benchmarks --help``.
 
 ===========================  ===========================================================================
-module                       what is in it
+module                       contents
 ===========================  ===========================================================================
-`cost`                       step time against gradients per step, beside other implementations
-`phases`                     where a step's time goes, by the ranges that a profiler sees
-`accuracy`                   a recipe trained with several methods, or several values of an option
-`gpu`                        cost, phases and what else a CUDA device can tell, in one command
-`contenders`                 the implementations that are compared
-`workloads`, `networks`      what they are run on
-`loops`, `trainer`           how they take their turns: by hand, and in Composer's Trainer
-`timing`                     in turn, step by step, in one process
-`summary`                    from measurements to numbers
-`results`                    the JSON files, which can be resumed
-`report`, `plots`            what is shown of them, in Markdown and SVG
-`names`                      what the methods are called, and their colours
-`environment`                what has to be said about the machine, and set before a process starts
+`cost`                       step time against gradients per step, compared with other implementations
+`phases`                     where a step's time goes, by profiler ranges
+`study`                      accuracy of methods, tuned alike on validation images
+`targets`                    requested costs against measured costs
+`gpu`                        cost, phases and all GPU-specific checks in one command
+`contenders`                 the implementations to compare
+`workloads`, `networks`      the models and data to train
+`loops`, `trainer`           the training loops: hand-written, and in Composer's Trainer
+`timing`                     interleaved timing, step by step, in one process
+`summary`                    statistics of the measurements
+`results`                    the JSON result files, which can be resumed
+`report`, `plots`            reports in Markdown and plots in SVG
+`names`                      display names and colours of the methods
+`environment`                description of the machine, and environment variables to set at start
 ===========================  ===========================================================================
 
-Only `trainer` and `accuracy` need Composer.
+Only `trainer`, `study` and `targets` need Composer.
 """

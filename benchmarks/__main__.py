@@ -22,13 +22,13 @@ examples:
   python -m benchmarks targets
   python -m benchmarks gpu
 
-Each measurement writes NAME.json with its environment, NAME.md, and plots as SVG. It keeps what it has
-measured when interrupted: --resume goes on.
+Each measurement writes NAME.json with its environment, NAME.md, and plots as SVG. An interrupted measurement
+keeps its results so far; --resume continues it.
 """
 
 _RECIPE = "digits/sgd"
 _STUDY = "benchmarks/studies/digits.yaml"
-_NETWORKS = ("mlp", "resnet18", "resnet20", "resnet50", "vit_s16")
+_NETWORKS = ("mlp", "mnist1d", "resnet18", "resnet20", "resnet50", "vit_s16")
 _FOLDER = Path("benchmarks/results")
 
 
@@ -38,15 +38,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read what stands after ``python -m benchmarks``, and fill in all defaults.
+    """Parse the arguments of ``python -m benchmarks``, and fill in all defaults.
 
     Raises:
-        BenchmarkError: If it is wrong.
+        BenchmarkError: If an argument is wrong.
     """
     parser, commands = _parsers()
     if not arguments or arguments[0] not in commands:
         return parser.parse_args(arguments)  # help, or an error
-    # A subparser of its own, as only that lets options stand between the recipe and its overrides.
+    # Call the subparser directly: only it allows options between the recipe and its overrides.
     args = commands[arguments[0]].parse_intermixed_args(arguments[1:])
     args.command = arguments[0]
     return args if args.command == "report" else _complete(args)
@@ -58,52 +58,52 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="cost|phases|study|targets|gpu|report")
-    cost = commands.add_parser("cost", help="step time against gradients per step, beside other packages")
+    cost = commands.add_parser("cost", help="step time against gradients per step, compared with other packages")
     _add_steps(cost, seconds=240, modes=("trainer", "bare", "ddp"))
     cost.add_argument("--all", action="store_true", help="all methods at all fractions, on large networks too")
     _add_steps(commands.add_parser("phases", help="where a step's time goes"), seconds=60, modes=("trainer", "bare"))
     study = commands.add_parser("study", help="accuracy of methods, tuned alike on validation images")
     study.add_argument("study", type=Path, help=f"a YAML file, e.g. {_STUDY}")
-    study.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="what to change in its recipe")
-    study.add_argument("--jobs", type=_positive, default=1, help="trainings at a time (default: 1)")
+    study.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="changes to its recipe")
+    study.add_argument("--jobs", type=_positive, default=1, help="parallel trainings (default: 1)")
     _add_common(study)
-    targets = commands.add_parser("targets", help="costs that are asked for, against what comes out")
+    targets = commands.add_parser("targets", help="requested costs against measured costs")
     _add_recipe(targets)
-    targets.add_argument("--seeds", type=_positive, help="how many (default: 5; quick: 2)")
+    targets.add_argument("--seeds", type=_positive, help="number of seeds (default: 5; quick: 2)")
     _add_common(targets)
     gpu = commands.add_parser("gpu", help="tests, cost and phases on a CUDA device; Composer is not needed")
-    gpu.add_argument("--minutes", type=float, default=18.0, help="how long it may take (default: 18)")
+    gpu.add_argument("--minutes", type=float, default=18.0, help="time limit in minutes (default: 18)")
     gpu.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=argparse.SUPPRESS)
     _add_common(gpu)
-    report = commands.add_parser("report", help="write what is shown of the results in a folder anew")
+    report = commands.add_parser("report", help="rewrite the reports and plots of all results in a folder")
     report.add_argument("--out", type=Path, default=_FOLDER, help="folder (default: %(default)s)")
     return parser, commands.choices
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", help=f"a YAML file, or the name of one (default: {_RECIPE})")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="what to change in it")
+    parser.add_argument("recipe", nargs="?", help=f"a YAML file or its name (default: {_RECIPE})")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="changes to the recipe")
 
 
 def _add_steps(parser: argparse.ArgumentParser, *, seconds: int, modes: Sequence[str]) -> None:
     _add_recipe(parser)
-    usual = "the recipe; without one the digits' recipe, mlp and, unless quick, resnet18"
+    usual = "the recipe; without one the digits' recipe, mlp and, unless quick, mnist1d and resnet18"
     parser.add_argument("--workloads", nargs="*", choices=("recipe", *_NETWORKS), help=f"default: {usual}")
-    parser.add_argument("--seconds", type=float, help=f"to measure for each table (default: {seconds}; quick: 14)")
-    parser.add_argument("--rounds", type=_positive, help="at least that many rounds (default: 10; quick: 3)")
-    parser.add_argument("--modes", nargs="+", choices=modes, help="which loops (default: trainer bare)")
+    parser.add_argument("--seconds", type=float, help=f"seconds to measure per table (default: {seconds}; quick: 14)")
+    parser.add_argument("--rounds", type=_positive, help="minimum number of rounds (default: 10; quick: 3)")
+    parser.add_argument("--modes", nargs="+", choices=modes, help="training loops to measure (default: trainer bare)")
     parser.set_defaults(usual_seconds=float(seconds))
     _add_common(parser)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="about two minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="a short measurement: about two minutes on two cores")
     there = parser.add_mutually_exclusive_group()
-    there.add_argument("--resume", action="store_true", help="go on with an interrupted measurement")
-    there.add_argument("--overwrite", action="store_true", help="replace a result that is there")
+    there.add_argument("--resume", action="store_true", help="continue an interrupted measurement")
+    there.add_argument("--overwrite", action="store_true", help="replace an existing result")
     parser.add_argument("--out", type=Path, default=_FOLDER, help="folder (default: %(default)s)")
-    parser.add_argument("--name", help="of the files (default: the command and the recipe's folder)")
-    parser.add_argument("--threads", type=_positive, default=1, help="per operation (default: 1)")
+    parser.add_argument("--name", help="name of the files (default: the command and the recipe's folder)")
+    parser.add_argument("--threads", type=_positive, default=1, help="threads per operation (default: 1)")
 
 
 def _positive(text: str) -> int:
@@ -113,17 +113,17 @@ def _positive(text: str) -> int:
 
 
 def _complete(args: argparse.Namespace) -> argparse.Namespace:
-    """Fill in the defaults that depend on one another."""
+    """Fill in the defaults that depend on other arguments."""
     given = getattr(args, "recipe", None)
     if hasattr(args, "recipe"):
-        if given and "=" in given:  # overrides alone, of the default recipe
+        if given and "=" in given:  # only overrides, for the default recipe
             args.recipe, args.overrides = None, [given, *args.overrides]
         args.recipe = args.recipe or _RECIPE
     if hasattr(args, "seconds"):
         composer = find_spec("composer") is not None
         args.seconds = args.seconds if args.seconds is not None else 14.0 if args.quick else args.usual_seconds
         args.rounds = args.rounds or (3 if args.quick else 10)
-        usual = [*(["recipe"] if composer else []), "mlp", *([] if args.quick else ["resnet18"])]
+        usual = [*(["recipe"] if composer else []), "mlp", *([] if args.quick else ["mnist1d", "resnet18"])]
         args.workloads = args.workloads if args.workloads is not None else ["recipe"] if given else usual
         args.modes = args.modes or (["trainer", "bare"] if composer else ["bare"])
     if not all(character.isalnum() or character in "-_" for character in args.name or "-"):
@@ -133,7 +133,7 @@ def _complete(args: argparse.Namespace) -> argparse.Namespace:
     if args.command == "study":
         from benchmarks.study import asked
 
-        asked(args)  # what is wrong is said before anything is started
+        asked(args)  # report errors before anything starts
     recipe = Path(args.study.stem if args.command == "study" else getattr(args, "recipe", ""))
     parts = [args.command, recipe.parent.name or recipe.stem, "quick" if args.quick else ""]
     args.name = args.name or "-".join(part for part in parts if part)
@@ -141,7 +141,7 @@ def _complete(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> list[Path]:
-    """Do what the command line says, in a process that is ready for it; returns the files that were written.
+    """Run the command in a prepared process; return the files written.
 
     Raises:
         BenchmarkError: If the user has to change something.
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on from here", file=sys.stderr)
+        print("interrupted; --resume continues from here", file=sys.stderr)
         return 130
     return 0
 

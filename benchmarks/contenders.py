@@ -1,7 +1,7 @@
-"""The implementations that are compared.
+"""The implementations to compare.
 
-All of one workload train the same model; they share one base optimizer where they can, so that none finds its
-momentum in a colder cache than in training.
+All contenders of a workload train the same model. They share one base optimizer where possible, so that no contender
+finds its momentum in a colder cache than in real training.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from benchmarks.names import users_name
-from benchmarks.summary import AGAIN, FLOOR, FUSED, PLAIN
+from benchmarks.summary import AGAIN, FLOOR, FUSED, MOMENTUM_BY_HAND, PLAIN, SAM_BY_HAND
 from sam_algos import METHODS
 
 POPULAR = "pytorch_optimizer"
 _COMPOSER = "composer.algorithms.sam.sam"
 
-_STEPS = 10**9  # of the training that a bare loop is said to be part of
+_STEPS = 10**9  # total_steps for the bare loop
 
-_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # by what stands in the name's brackets
+_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # by the label in the name's brackets
     "sam": {
         **{f"interval={k}": {"interval": k} for k in (1, 2, 5, 10)},
         **{f"ascent_fraction={share:g}": {"ascent_fraction": share} for share in (0.25, 0.5)},
@@ -51,13 +51,13 @@ class Contender:
     """One implementation with its settings.
 
     Args:
-        name: What the tables call it.
-        line: Which of its kin it stands on one line with in the plot, as users call it.
-        package: Whose it is.
+        name: Its name in tables.
+        line: The line that it belongs to in the plot, by display name. Contenders of one method share a line.
+        package: The package that it comes from.
         wrap: Makes the optimizer from the base optimizer and the model.
-        method: The algorithm that does so in the Trainer; without it `wrap` serves there too.
-        modes: The loops in which it can be used, or tells something; all if empty.
-        essential: Whether it is compared on large models too.
+        method: The algorithm that wraps the optimizer in the Trainer; if None, `wrap` is used there too.
+        modes: The loops in which it works and is informative; all if empty.
+        essential: Whether to compare it on large models too.
     """
 
     name: str
@@ -76,14 +76,14 @@ class Contender:
 
 
 def contenders(base: Optimizer, *, mode: str, essential: bool) -> dict[str, Contender]:
-    """All whose steps are compared, by name, the baselines first.
+    """All contenders by name, the baselines first.
 
     Args:
-        base: The base optimizer; where it cannot be fused, that is not measured.
-        mode: In which of `benchmarks.loops.WHERE`.
-        essential: Leave out what only shows the line between no and all sharp steps.
+        base: The base optimizer. If it cannot be fused, the fused baseline is left out.
+        mode: The loop, one of `benchmarks.loops.WHERE`.
+        essential: Leave out the variants that only fill the line between no and all sharp steps.
     """
-    found = [*_baselines(base), *_ours(), *_peers()]
+    found = [*_baselines(base), *_ours(), *_by_hand(base), *_peers()]
     return {c.name: c for c in found if (c.essential or not essential) and (not c.modes or mode in c.modes)}
 
 
@@ -111,6 +111,13 @@ def _ours() -> Iterator[Contender]:
             )
 
 
+def _by_hand(base: Optimizer) -> Iterator[Contender]:
+    """What somebody writes who needs no more than the equation, in a loop of their own."""
+    steps = {SAM_BY_HAND: SAMByHand, **({MOMENTUM_BY_HAND: MomentumByHand} if base.defaults.get("momentum") else {})}
+    for name, step in steps.items():
+        yield Contender(name, name, "by hand", step, modes=("bare",), essential=True)
+
+
 def _peers() -> Iterator[Contender]:
     for k in (1, 2, 10) if find_spec("composer") else ():
         wrap = lambda base, _, k=k: import_module(_COMPOSER).SAMOptimizer(base, interval=k)  # noqa: E731
@@ -123,7 +130,7 @@ def _peers() -> Iterator[Contender]:
 
 
 def fused(base: Optimizer) -> Optimizer | None:
-    """The same optimizer with ``fused=True`` and a state of its own; None where there is no such thing."""
+    """The same optimizer with ``fused=True`` and its own state; None if it cannot be fused."""
     if "fused" not in inspect.signature(type(base)).parameters:
         return None
     try:
@@ -133,14 +140,14 @@ def fused(base: Optimizer) -> Optimizer | None:
 
 
 def alike(base: Optimizer, params: Any, **changes: Any) -> Optimizer:
-    """An optimizer of the same class with the same options; ``defaults`` may hold more than its constructor takes."""
+    """An optimizer of the same class with the same options: the ``defaults`` that its constructor takes."""
     taken = inspect.signature(type(base)).parameters
     options = {key: value for key, value in {**base.defaults, **changes}.items() if key in taken}
     return type(base)(params, **options)
 
 
 class Delegate:
-    """Stands in for an optimizer: whatever is not defined here is that one's."""
+    """Stands in for an optimizer, and delegates every attribute that is not defined here."""
 
     _step_supports_amp_closure = True
 
@@ -148,12 +155,12 @@ class Delegate:
         self.inner = optimizer
 
     def __getattr__(self, name: str) -> Any:
-        """The optimizer's own."""
+        """The optimizer's own attribute."""
         return getattr(self.inner, name)
 
 
 class Floor(Delegate):
-    """Two closures and one base step: what any SAM step has to do at least."""
+    """Two closures and one base step: the least that any SAM step has to do."""
 
     def step(self, closure: Callable[..., Any]) -> Any:
         """Both passes and the step, and nothing in between."""
@@ -164,8 +171,50 @@ class Floor(Delegate):
         return loss
 
 
+class ByHand(Delegate):
+    """A sharp step in fifteen lines, for a closure that always works and weights that nobody else looks at."""
+
+    def __init__(self, base: Optimizer, _: nn.Module) -> None:
+        super().__init__(base)
+        self.params = [p for group in base.param_groups for p in group["params"]]
+
+    def finish(self, closure: Callable[..., Any], directions: list[torch.Tensor], rho: float) -> Any:
+        """The gradient at the displaced weights, and the base optimizer's step with it."""
+        with torch.no_grad():
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(directions)))
+            kept = [p.clone() for p in self.params]
+            torch._foreach_add_(self.params, torch._foreach_mul(directions, rho / norm))
+        loss = closure()
+        with torch.no_grad():
+            torch._foreach_copy_(self.params, kept)
+        self.inner.step()
+        return loss
+
+
+class SAMByHand(ByHand):
+    """SAM."""
+
+    def step(self, closure: Callable[..., Any]) -> Any:
+        """Climb along the gradient."""
+        loss = closure()
+        self.finish(closure, [p.grad for p in self.params], rho=0.05)
+        return loss
+
+
+class MomentumByHand(ByHand):
+    """Momentum-SAM."""
+
+    def step(self, closure: Callable[..., Any]) -> Any:
+        """Descend along the momentum, as far as there is any."""
+        if any("momentum_buffer" not in self.inner.state[p] for p in self.params):
+            loss = closure()
+            self.inner.step()
+            return loss
+        return self.finish(closure, [self.inner.state[p]["momentum_buffer"] for p in self.params], rho=-3.0)
+
+
 class FirstPassOutside(Delegate):
-    """An optimizer of pytorch_optimizer, whose caller runs the first pass, and whose base shares another's state."""
+    """An optimizer of pytorch_optimizer: the caller runs its first pass, and its base shares another's state."""
 
     def __init__(self, cls: str, options: dict[str, Any], base: Optimizer, _: nn.Module) -> None:
         groups = [{"params": group["params"]} for group in base.param_groups]

@@ -1,4 +1,4 @@
-"""What has to be said about the machine, and what has to be set before a process starts on it."""
+"""Describe the machine, and set the environment variables that a process needs at its start."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
-_MALLOC = {  # glibc then keeps what was freed: page faults would be up to a quarter of the noise
+_MALLOC = {  # makes glibc keep freed memory: page faults would be up to a quarter of the noise
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
 _PACKAGES = ("torch", "torchvision", "mosaicml", "numpy", "pytorch_optimizer")
-_CHANGING = ("sessions", "copy_gb_per_s", "commit")  # what may differ when a measurement is resumed
+_CHANGING = ("sessions", "copy_gb_per_s", "commit")  # may differ when a measurement is resumed
 
 
 def restart_if_unprepared(arguments: Sequence[str], threads: int) -> None:
-    """Start this process again, once, with what has to be set when it starts; what the user has set stays."""
+    """Restart this process once with the variables that must be set at its start; the user's malloc settings stay."""
     wanted = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    wanted["KINETO_LOG_LEVEL"] = "5"  # the profiler complains of every device that is not there
+    wanted["KINETO_LOG_LEVEL"] = "5"  # the profiler warns about every missing device
     if sys.platform == "linux":
         wanted |= {name: value for name, value in _MALLOC.items() if name not in os.environ}
     if all(os.environ.get(name) == value for name, value in wanted.items()):
@@ -60,7 +60,7 @@ def describe() -> dict[str, Any]:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The entries of two environments that forbid putting their timings together."""
+    """The entries in which two environments differ, so that their timings must not be combined."""
     return [key for key in a if key not in _CHANGING and a[key] != b.get(key)]
 
 
@@ -70,12 +70,12 @@ def now() -> str:
 
 
 def load_average() -> list[float]:
-    """Processes that wanted to run, over the last 1, 5 and 15 minutes."""
+    """The system's load average over the last 1, 5 and 15 minutes."""
     return [round(load, 2) for load in os.getloadavg()]
 
 
 def copy_bandwidth(elements: int = 1 << 25, repetitions: int = 9) -> float:
-    """Bytes that are read and written in a second when memory is copied; the median of some repetitions."""
+    """Bytes read and written per second by a memory copy; the median of some repetitions."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -100,7 +100,7 @@ def _cpu() -> str:
 
 
 def _gpu() -> str | None:
-    """The device, with what its timings depend on."""
+    """The device, with the settings that its timings depend on."""
     import torch
     from torch import version
 
@@ -119,7 +119,7 @@ def _version(package: str) -> str | None:
 
 
 def _code() -> str:
-    """A digest of the code that is measured; it says more than a commit where files were changed since."""
+    """A digest of the measured code. Unlike the commit, it shows uncommitted changes."""
     digest = hashlib.sha256()
     for path in sorted(p for folder in ("sam_algos", "benchmarks", "yamls") for p in (ROOT / folder).rglob("*.*")):
         if path.suffix in (".py", ".yaml"):
@@ -128,7 +128,7 @@ def _code() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, ``+`` behind it where the code was changed since."""
+    """The commit of this checkout, followed by ``+`` if the code has uncommitted changes."""
     commit = _output("git", "rev-parse", "--short=12", "HEAD")
     changed = _output("git", "status", "--porcelain", "--", "sam_algos", "benchmarks/*.py", "yamls")
     return commit and commit + ("+" if changed else "")

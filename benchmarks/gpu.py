@@ -1,4 +1,4 @@
-"""What a CUDA device can tell, in one command: tests, cost, phases, synchronisations, compilation and graphs."""
+"""All measurements on a CUDA device in one command: tests, cost, phases, synchronisations, compilation, graphs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from benchmarks.workloads import Task, Workload, synthetic
 
 NETWORKS = ("resnet18", "resnet50", "vit_s16")
 _STEPS = 3  # before and after a capture
-_FOR_TESTS, _FOR_THE_REST = 0.2, 0.15  # of the time
+_FOR_TESTS, _FOR_THE_REST = 0.2, 0.15  # fractions of the time
 
 
 def settings(args: Namespace) -> dict[str, Any]:
-    """What decides what is measured.
+    """The settings of the measurement.
 
     Raises:
         BenchmarkError: If there is no CUDA device.
@@ -41,7 +41,7 @@ def settings(args: Namespace) -> dict[str, Any]:
 
 
 def measure(args: Namespace, result: Result) -> None:
-    """Do everything that has not been done yet, and leave out what there is no time for."""
+    """Measure everything that is still missing, as far as the time allows."""
     begun, whole = time.monotonic(), 60 * args.minutes
     facts = result.data.setdefault("facts", {})
     if "Tests" not in facts:
@@ -56,12 +56,12 @@ def measure(args: Namespace, result: Result) -> None:
     for i, key in enumerate(missing):
         left = (1 - _FOR_THE_REST) * whole - (time.monotonic() - begun)
         if left <= 0:
-            facts["Left out"][key] = "no time left: --resume goes on"
+            facts["Left out"][key] = "no time left: --resume continues"
             continue
         seconds = 0.5 * left / (len(missing) - i)  # the profiler and building take the other half
         try:
             _measure(result.data.setdefault(key, {}), wanted[key], seconds, args.quick, result.save)
-        except Exception as error:  # such as too little memory; what else can be measured is
+        except Exception as error:  # such as out of memory: go on with the others
             facts["Left out"][key] = _line(error)
     title = f"Compilation and graphs, {NETWORKS[0]}: the weights after {2 * _STEPS} steps of SAM, against eager ones"
     if title not in facts:
@@ -80,7 +80,7 @@ def _measure(table: dict[str, Any], workload: Workload, seconds: float, quick: b
 
 
 def tests(seconds: float) -> dict[str, str]:
-    """Run the tests that need a GPU; what pytest says of them."""
+    """Run the tests that need a GPU; return pytest's summary."""
     name = "pytest -m gpu"
     if find_spec("pytest") is None:
         return {name: "pytest is not installed"}
@@ -95,7 +95,7 @@ def tests(seconds: float) -> dict[str, str]:
 
 
 def synchronisations(task: Task, chosen: Mapping[str, Contender]) -> dict[str, int]:
-    """How often the host waits for the device in one step of each contender, after two that are not counted."""
+    """Count the host synchronisations in one step of each contender, after two warm-up steps."""
     take, found = steps(task, task.network, chosen), {}
     for name in chosen:
         for _ in range(2):
@@ -115,7 +115,7 @@ def synchronisations(task: Task, chosen: Mapping[str, Contender]) -> dict[str, i
 
 
 def graphs(workload: Workload) -> dict[str, str]:
-    """Whether steps through ``torch.compile`` and in a CUDA graph give the weights that eager ones give."""
+    """Whether steps with ``torch.compile`` and in a CUDA graph give the same weights as eager steps."""
     plain, sharp = (_weights(workload, name) for name in (PLAIN, SHARP))
     modes: list[dict[str, Any]] = (
         [{}, {"mode": "reduce-overhead"}] if torch.cuda.is_available() else [{"backend": "eager"}]
@@ -132,10 +132,10 @@ def graphs(workload: Workload) -> dict[str, str]:
 
 
 def _outcome(weights: Callable[[], Tensor], sharp: Tensor, plain: Tensor) -> str:
-    """An error, or how far the weights are from SAM's, where the plain optimizer's have a distance of 1."""
+    """An error, or the distance of the weights from SAM's, in units of the plain optimizer's distance."""
     try:
         distance = float((weights() - sharp).norm() / (plain - sharp).norm())
-    except Exception as error:  # whatever a compiler or a driver may say
+    except Exception as error:  # compilers and drivers may raise anything
         return _line(error)
     return f"{'works' if distance < 0.1 else 'runs, and is WRONG'}: off by {distance:.2g} of SAM's effect"
 
@@ -147,9 +147,9 @@ def _line(error: Exception) -> str:
 def _weights(
     workload: Workload, name: str, through: Callable[[nn.Module], Any] = lambda model: model, *, captured: bool = False
 ) -> Tensor:
-    """The weights after some steps on one batch; of those that are captured, the first half warms up."""
+    """The weights after some steps on one batch. With ``captured`` the first half of the steps warms up."""
     torch.manual_seed(0)
-    stream: Any = torch.cuda.Stream() if captured else None  # a capture needs another than the usual one
+    stream: Any = torch.cuda.Stream() if captured else None  # a capture cannot run on the default stream
     with closing(workload.make("bare")) as task, torch.cuda.stream(stream):
         contender = contenders(task.optimizer, mode="bare", essential=True)[name]
         model = through(task.network.train())

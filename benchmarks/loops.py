@@ -1,4 +1,4 @@
-"""The loops in which steps are measured: in all, each batch is trained by another contender in turn."""
+"""The loops in which steps are measured. In each loop the contenders take turns, one batch each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import itertools
 import multiprocessing
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
@@ -31,37 +32,54 @@ WHERE = {
 
 
 class Seat(Delegate):
-    """An optimizer whose gradients are counted: by itself, or by its calls of the closure."""
+    """An optimizer whose gradients are counted: by itself, or by its calls of the closure.
+
+    Attributes:
+        passes (int): How often the last step called the closure.
+        outside (float | None): CPU seconds that it spent outside the closure. None where that says nothing: on a GPU,
+            and where the closure returns the loss of each sample and leaves the backward pass to the step.
+    """
 
     passes = 0
+    outside: float | None = None
 
     def step(self, closure: Callable[..., Any] | None = None) -> Any:
         """Step, and count."""
         if closure is None:
-            self.passes = 1
+            self.passes, self.outside = 1, None
             return self.inner.step()
         self.passes = 0
+        within, complete = 0.0, not torch.cuda.is_available()
 
-        @functools.wraps(closure)  # its signature says what it can be asked for
+        @functools.wraps(closure)  # optimizers inspect its signature
         def counted(*args: Any, **options: Any) -> Any:
+            nonlocal within, complete
             self.passes += 1
-            return closure(*args, **options)
+            begun = time.process_time()
+            loss = closure(*args, **options)
+            within += time.process_time() - begun
+            complete = complete and getattr(loss, "ndim", 0) == 0
+            return loss
 
-        return self.inner.step(closure=counted)
+        begun = time.process_time()
+        loss = self.inner.step(closure=counted)
+        self.outside = time.process_time() - begun - within if complete else None
+        return loss
 
     def figures(self) -> dict[str, float]:
-        """What to keep of the last step besides what is read of it from outside."""
-        return {"gradients": float(getattr(self.inner, "metrics", {}).get("sam/gradients", self.passes))}
+        """What to keep of the last step besides its time."""
+        gradients = float(getattr(self.inner, "metrics", {}).get("sam/gradients", self.passes))
+        return {"gradients": gradients, **({} if self.outside is None else {"outside": self.outside})}
 
 
 MakeSeat = Callable[[Any], Any]
-"""Puts around an optimizer what is measured besides its time; ``figures()`` is called after each step."""
+"""Wraps an optimizer to measure more than its time; ``figures()`` is called after each step."""
 
 
 def run(
     mode: str, task: Task, chosen: Mapping[str, Contender], rotation: Rotation, seat: MakeSeat = Seat
 ) -> None:  # fmt: skip
-    """Train a task, a step of each contender in turn, until the rotation has enough."""
+    """Train a task, with one step of each contender in turn, until the rotation is finished."""
     if mode == "trainer":
         from benchmarks.trainer import trainer_loop
 
@@ -82,12 +100,15 @@ Take = Callable[[str], tuple[Callable[[], Any], Callable[[], Mapping[str, float]
 
 
 def steps(task: Task, model: nn.Module, chosen: Mapping[str, Contender], seat: MakeSeat = Seat) -> Take:
-    """Prepares the next step of a contender in a hand-written loop: a call that takes it, and one for its figures."""
+    """Returns a function that prepares a contender's next step in a hand-written loop.
+
+    It returns two callables: one takes the step, the other returns the step's figures.
+    """
     seats = {name: seat(c.wrap(task.optimizer, model)) for name, c in chosen.items()}
     model.train()
 
     def take(name: str) -> tuple[Callable[[], Any], Callable[[], Mapping[str, float]]]:
-        task.optimizer.zero_grad()  # those of another contender's step
+        task.optimizer.zero_grad()  # drops the gradients of another contender's step
         closure = closure_for(chosen[name], seats[name], task, model, next(task.batches))
         return partial(seats[name].step, closure), seats[name].figures
 
@@ -95,7 +116,7 @@ def steps(task: Task, model: nn.Module, chosen: Mapping[str, Contender], seat: M
 
 
 def closure_for(contender: Contender, optimizer: Any, task: Task, model: nn.Module, batch: Batch) -> Callable[..., Any]:
-    """The closure that a contender's step wants: the one place that knows how they are called."""
+    """The closure that a contender's step needs. Only this function knows how contenders call it."""
     if contender.reads_losses:
 
         def losses(samples: Callable[[Batch], Batch] = lambda batch: batch) -> torch.Tensor:
@@ -114,17 +135,17 @@ def closure_for(contender: Contender, optimizer: Any, task: Task, model: nn.Modu
 
 _STOP = -1
 _START = timedelta(minutes=5)
-"""How long the second process may take to begin: on a busy machine its imports take long."""
+"""Time limit for the second process to begin: on a busy machine its imports are slow."""
 _PATIENCE = timedelta(minutes=1)
-"""How long each waits for the other then."""
+"""Time limit for each process to wait for the other after that."""
 
 
 def _ddp_loop(task: Task, chosen: Mapping[str, Contender], rotation: Rotation, seat: MakeSeat) -> None:
-    """The bare loop on two processes, of which this one, rank 0, measures and says whose turn it is."""
+    """The bare loop on two processes. This process, rank 0, measures and chooses the next contender."""
     if torch.cuda.is_available():
-        raise BenchmarkError("--modes ddp measures on CPUs, and this machine has a GPU: hide it")
+        raise BenchmarkError("--modes ddp measures on CPUs, but this machine has a GPU: set CUDA_VISIBLE_DEVICES=''")
     batches = [next(task.batches) for _ in range(8)]
-    # Not forked: one that has had other threads may then wait for ever.
+    # Spawn, as a process forked after other threads have started may deadlock.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
@@ -134,18 +155,18 @@ def _ddp_loop(task: Task, chosen: Mapping[str, Contender], rotation: Rotation, s
         other.start()
         theirs.close()
         try:
-            if not ours.poll(_START.total_seconds()):  # a process group would wait half an hour for it
+            if not ours.poll(_START.total_seconds()):  # the process group would wait half an hour
                 raise BenchmarkError(f"the second process has not begun within {_START}")
             ours.recv()
             _ddp_rank(folder, task, chosen, seat, 0, rotation)
-        except (EOFError, RuntimeError) as error:  # what the pipe and the process group raise if the other has ended
+        except (EOFError, RuntimeError) as error:  # raised by the pipe and the process group if the other has ended
             other.join(_PATIENCE.total_seconds() / 6)
             if other.exitcode is None:
                 raise
             why = f"{error}. " if str(error) else ""
             raise BenchmarkError(f"{why}The second process ended with exit status {other.exitcode}") from error
         finally:
-            other.kill()  # nothing of it is needed any more, and it can wait for ever for its process group to end
+            other.kill()  # it is no longer needed, and may wait for its process group for ever
 
 
 def _other_rank(
@@ -158,7 +179,7 @@ def _other_rank(
     seat: MakeSeat,
 ) -> None:
     begun.send(True)
-    network, optimizer = copy.deepcopy((network, optimizer))  # what is sent shares its memory
+    network, optimizer = copy.deepcopy((network, optimizer))  # objects that were sent share memory with the sender's
     task = Task(network, optimizer, itertools.cycle(batches))
     found = contenders(optimizer, mode="ddp", essential=False)
     _ddp_rank(folder, task, {name: found[name] for name in names}, seat, 1, None)

@@ -1,4 +1,4 @@
-"""What users call the methods, and the one colour that each has in every plot."""
+"""Display names of the methods, and their colours in all plots."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _COLORS = {
     "Late SAM": "#661100", "VaSSO": "#cc6677", "Fisher SAM": "#aa7744", "Random SAM": "#777777",
     "LookLayerSAM": "#225522",
     "Composer's SAM": "#555555", "pytorch_optimizer's SAM": "#999933", "pytorch_optimizer's LookSAM": "#c4c466",
-    "plain": "#000000", "SGD": "#000000",
+    "SAM in fifteen lines": "#6a3d9a", "Momentum-SAM in fifteen lines": "#cab2d6", "plain": "#000000", "SGD": "#000000",
 }  # fmt: skip
 _OTHERS = "#888888"
 
 
 def users_name(key: str, default: str | None = None) -> str:
-    """What users call a method.
+    """The display name of a method.
 
     Args:
         key: Its name in ``METHODS``.
-        default: For a method that is not known here; the key itself if None.
+        default: The name of a method that is not listed here; the key itself if None.
 
     Example:
         >>> users_name("aesam"), users_name("newsam", "NewSAM")
@@ -37,5 +37,5 @@ def users_name(key: str, default: str | None = None) -> str:
 
 
 def color(name: str) -> str:
-    """The colour of what a table calls ``name``; what stands behind a comma does not matter."""
+    """The colour of a table's row ``name``; any text after a comma is ignored."""
     return _COLORS.get(name.partition(",")[0], _OTHERS)

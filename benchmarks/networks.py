@@ -1,4 +1,4 @@
-"""The networks that are trained while they are timed; with PyTorch alone, and with torchvision's parameter counts."""
+"""The networks for timing, in plain PyTorch, with torchvision's parameter counts."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def resnet(depths: Sequence[int], *, classes: int, small: bool, expansion: int =
     """A residual network (He et al., 2016).
 
     Args:
-        depths: Blocks of each stage.
-        classes: How many.
-        small: The stem for small images: a 3x3 convolution and no pooling.
+        depths: Number of blocks in each stage.
+        classes: Number of classes.
+        small: Use the stem for small images: a 3x3 convolution and no pooling.
         expansion: 1 for basic blocks, 4 for bottlenecks.
-        width: Channels of the first stage; each later one has twice as many.
+        width: Channels of the first stage; each later stage doubles them.
 
     Returns:
         nn.Module: The network.
@@ -57,13 +57,13 @@ def resnet(depths: Sequence[int], *, classes: int, small: bool, expansion: int =
 
 
 class VisionTransformer(nn.Module):
-    """A vision transformer (Dosovitskiy et al., 2021) with patches of 16; the defaults are those of ViT-S.
+    """A vision transformer (Dosovitskiy et al., 2021) with 16x16 patches; the defaults give ViT-S.
 
     Args:
-        classes: How many.
+        classes: Number of classes.
         image: Height and width of the images.
-        width: Of the tokens; a head has 64.
-        depth: Layers.
+        width: Width of the tokens; each head has 64.
+        depth: Number of layers.
     """
 
     def __init__(self, *, classes: int, image: int, width: int = 384, depth: int = 12) -> None:
@@ -84,8 +84,15 @@ class VisionTransformer(nn.Module):
         return self.head(self.layers(x)[:, 0])
 
 
+def small_mlp(inputs: int = 40, width: int = 100, classes: int = 10) -> nn.Module:
+    """The network of MNIST-1D: 15 thousand parameters, so that a step is mostly calls."""
+    return nn.Sequential(
+        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
+    )
+
+
 def mlp(classes: int = 10, width: int = 2048) -> nn.Module:
-    """Two hidden layers on 784 inputs: 5.8 M parameters, and little work with each."""
+    """Two hidden layers on 784 inputs: 5.8 M parameters, and little computation per parameter."""
     return nn.Sequential(
         nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
     )

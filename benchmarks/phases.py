@@ -1,4 +1,4 @@
-"""Where a step's time goes: the ranges that its optimizer names, as a profiler sees them."""
+"""Where a step's time goes, by the profiler ranges that its optimizer names."""
 
 from __future__ import annotations
 
@@ -24,23 +24,21 @@ _NAMES = (_STEP, *(_PREFIX + phase for phase in PHASES))
 
 
 def settings(args: Namespace) -> dict[str, Any]:
-    """What decides what is measured; a measurement is resumed only with the same."""
+    """The settings of the measurement; resuming requires equal settings."""
     return {key: getattr(args, key) for key in ("recipe", "overrides", "workloads", "modes", "seconds", "rounds")}
 
 
 def measure(args: Namespace, result: Result) -> None:
-    """Time steps of every workload in every mode, then look into some, as a profiler takes time itself."""
+    """Time steps of every workload in every mode; then profile separately, as the profiler itself takes time."""
     for name, workload in workloads(args.workloads, args.recipe, args.overrides).items():
         for mode in args.modes:
             table = result.data.setdefault(f"{name}/{mode}", {})
-            fill(
-                table, workload, mode, seconds=args.seconds, rounds=args.rounds, save=result.save, pick=one_of_a_line
-            )  # as the profiler takes time itself
+            fill(table, workload, mode, seconds=args.seconds, rounds=args.rounds, save=result.save, pick=one_of_a_line)
             look(table, workload, mode, rounds=args.rounds, save=result.save)
 
 
 def look(table: dict[str, Any], workload: Workload, mode: str, *, rounds: int, save: Callable[[], None]) -> None:
-    """Add to a table, for each phase, the seconds that it takes of a step."""
+    """Add to a table the seconds of each phase of a step."""
     fill(
         table, workload, mode, seconds=0, rounds=rounds, save=save, pick=one_of_a_line,
         column="ranges", meter=Ranges(), seat=Ranged,
@@ -48,7 +46,7 @@ def look(table: dict[str, Any], workload: Workload, mode: str, *, rounds: int, s
 
 
 def one_of_a_line(found: dict[str, Contender]) -> dict[str, Contender]:
-    """The plain optimizer, and the first contender of each line that is sharp on some steps."""
+    """The plain optimizer, and the first contender of each other line except the baselines."""
     first: dict[str, Contender] = {}
     for contender in found.values():
         if contender.name == PLAIN or contender.package != "torch":
@@ -57,7 +55,7 @@ def one_of_a_line(found: dict[str, Contender]) -> dict[str, Contender]:
 
 
 class Span(NamedTuple):
-    """A named stretch of time, in any unit."""
+    """A named interval of time, in any unit."""
 
     name: str
     start: float
@@ -65,7 +63,7 @@ class Span(NamedTuple):
 
 
 def own_times(spans: Iterable[Span]) -> dict[str, float]:
-    """How long each name lasts, without what lies within it.
+    """The total time of each name, without the spans nested in it.
 
     Example:
         >>> own_times([Span("a", 0, 10), Span("b", 2, 5), Span("a", 3, 4)])
@@ -85,9 +83,9 @@ def own_times(spans: Iterable[Span]) -> dict[str, float]:
 
 
 class Ranges:
-    """Reads the seconds of each phase of a step: on a GPU those of the kernels that were launched in it.
+    """Reads the seconds of each phase of a step: on a GPU, the seconds of the kernels launched in it.
 
-    What is in no phase, with the time in which a GPU idles, is the rest.
+    The rest is the time outside all phases, including idle time of the GPU.
     """
 
     def __init__(self) -> None:
@@ -98,29 +96,29 @@ class Ranges:
         self._readings: list[dict[str, float]] = []
 
     def start(self) -> None:
-        """A step begins."""
+        """Begin a step."""
         self._profiler = self._profile()
         self._profiler.__enter__()
         self._step = record_function(_STEP)
         self._step.__enter__()
 
     def stop(self) -> None:
-        """It ends."""
+        """End the step."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._step.__exit__(None, None, None)
         self._profiler.__exit__(None, None, None)
-        inner: Any = self._profiler.profiler  # whose own list of events takes much longer to make than a step
+        inner: Any = self._profiler.profiler  # its public list of events takes much longer than a step
         self._readings.append(phase_seconds(inner.kineto_results.events()))
 
     def drain(self) -> list[dict[str, float]]:
-        """What was read since the last call."""
+        """Return the readings since the last call."""
         readings, self._readings = self._readings, []
         return readings
 
 
 def phase_seconds(events: Sequence[Any]) -> dict[str, float]:
-    """The seconds of each phase, from all that a profiler saw of one step."""
+    """The seconds of each phase, from the profiler's events of one step."""
     host = [event for event in events if event.device_type() == DeviceType.CPU]
     spans = [Span(event.name(), event.start_ns(), event.end_ns()) for event in host if event.name() in _NAMES]
     kernels = [event for event in events if event.device_type() == DeviceType.CUDA and not event.is_user_annotation()]
@@ -131,7 +129,7 @@ def phase_seconds(events: Sequence[Any]) -> dict[str, float]:
 
 
 def _on_device(host: Sequence[Any], kernels: Sequence[Any], spans: Sequence[Span]) -> dict[str, int]:
-    """Nanoseconds of the kernels by the innermost range in which they were launched, by whatever thread."""
+    """Nanoseconds of kernels by the innermost range in which they were launched, whichever thread launched them."""
     launched = {event.correlation_id(): event.start_ns() for event in host if event.linked_correlation_id() == 0}
     found: dict[str, int] = {}
     for kernel in kernels:
@@ -144,18 +142,18 @@ def _on_device(host: Sequence[Any], kernels: Sequence[Any], spans: Sequence[Span
 
 
 class Ranged(Seat):
-    """An optimizer whose passes and base steps are ranges, whether or not it names them itself."""
+    """Marks an optimizer's passes and base steps as ranges, even if it does not name them itself."""
 
     def __init__(self, optimizer: Any) -> None:
         super().__init__(optimizer)
         base = getattr(optimizer, "base_optimizer", optimizer)
-        if not hasattr(base, "benchmarks_range"):  # contenders share it
+        if not hasattr(base, "benchmarks_range"):  # once, as contenders share it
             base.benchmarks_range = record_function(_PREFIX + "base step")
             base.register_step_pre_hook(lambda *_: base.benchmarks_range.__enter__() and None)
             base.register_step_post_hook(lambda *_: base.benchmarks_range.__exit__(None, None, None))
 
     def step(self, closure: Callable[..., Any] | None = None) -> Any:
-        """Step, with each call of the closure as a range."""
+        """Step, and mark each call of the closure as a range."""
         if closure is None:
             return super().step()
 
@@ -167,5 +165,5 @@ class Ranged(Seat):
         return super().step(ranged)
 
     def figures(self) -> dict[str, float]:
-        """Nothing but the ranges is kept."""
+        """Keep nothing but the ranges."""
         return {}

@@ -1,4 +1,4 @@
-"""The plots of a result as SVG; without a window, and the same bytes for the same numbers."""
+"""The plots of a result as SVG, drawn without a display; equal numbers give equal bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STYLE: Any = {
 
 
 def plots(result: Result) -> dict[str, bytes]:
-    """The plots of a result, by a name for their files."""
+    """The plots of a result, by file name."""
     found: dict[str, bytes] = {}
     for key, table in result.tables().items():
         name = key.replace("/", "-")
@@ -44,7 +44,7 @@ def _svg(draw: Callable[..., Figure], *what: Any) -> bytes:
 
 
 def _cost(table: dict[str, Any]) -> Figure:
-    """Each line of methods from no to all sharp steps, and the ideal line, which ends at the measured floor."""
+    """A line for each method from no to all sharp steps, and the ideal line, which ends at the measured floor."""
     summary = summarize_cost(table)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -102,7 +102,7 @@ def _frontiers(rows: list[dict[str, Any]]) -> Figure:
 
 
 def _frontier(axes: Axes, rows: list[dict[str, Any]], cost: str) -> None:
-    """Accuracy against a total cost, each contender's lengths joined; the dashes join what nothing cheaper beats."""
+    """Accuracy against total cost, with a line per contender; the dashed line is the Pareto frontier."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         lines.setdefault(row["contender"], []).append(row)
@@ -118,7 +118,7 @@ def _frontier(axes: Axes, rows: list[dict[str, Any]], cost: str) -> None:
 
 
 def frontier(points: dict[str, tuple[float, float]]) -> list[str]:
-    """The names of those that are more accurate than everything cheaper, from cheap to dear.
+    """The names of the points that are more accurate than every cheaper point, from cheap to expensive.
 
     Example:
         >>> frontier({"a": (1, 0.5), "b": (2, 0.4), "c": (3, 0.9)})

@@ -1,4 +1,4 @@
-"""What is shown of results: NAME.md with plots beside each, and one page for all that lie in a folder."""
+"""Reports of results: NAME.md with plots next to each result, and one page for all results in a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import BenchmarkError, Result, load_result
-from benchmarks.summary import PHASES, SHARP, summarize_cost, summarize_phases, summarize_study, summarize_targets
+from benchmarks.summary import (
+    PEERS,
+    PHASES,
+    SHARP,
+    summarize_cost,
+    summarize_phases,
+    summarize_study,
+    summarize_targets,
+)
 
 CAPTIONS = {
     "cost": "step time against gradients per step",
@@ -22,7 +30,7 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table with what has to be said about it; the columns after the first are numbers, or text."""
+    """A table with notes. The columns after the first are numbers, or text if ``numbers`` is False."""
 
     title: str
     header: Sequence[str]
@@ -38,7 +46,7 @@ class Table:
 
 
 def tables(result: Result) -> Iterator[Table]:
-    """Everything that is said about a result, but for its environment."""
+    """All tables of a result except its environment."""
     for title, found in result.data.get("facts", {}).items():
         yield Table(title, ["", "found"], list(found.items()), numbers=False)
     for table in result.tables().values():
@@ -53,6 +61,11 @@ def tables(result: Result) -> Iterator[Table]:
 def _cost(table: dict[str, Any]) -> Table:
     summary = summarize_cost(table)
     optional: dict[str, dict[str, str]] = {
+        "extra, in units of norm + write": {
+            name: "{:.2f} ({:.2f} to {:.2f})".format(*row["extra"])
+            for name, row in summary["rows"].items()
+            if row.get("extra")
+        },
         "peak MB": {name: f"{row['peak_mb']:.1f}" for name, row in summary["rows"].items() if "peak_mb" in row},
         "host synchronisations": {name: str(count) for name, count in table.get("synchronisations", {}).items()},
     }
@@ -69,6 +82,7 @@ def _cost(table: dict[str, Any]) -> Table:
         f"{summary['rounds']} rounds, {table['parameters']:,} parameters. The floor, two closures and one base step in "
         f"the same rounds, takes {summary['floor']:.3f} plain steps, so the ideal ratio at n gradients per step is "
         f"1 + {summary['floor'] - 1:.3f} (n - 1).",
+        *_clock(table, summary),
         verdict(summary),
         *(f"Left out: {name}. {why}" for name, why in table.get("left_out", {}).items()),
     ]
@@ -76,16 +90,35 @@ def _cost(table: dict[str, Any]) -> Table:
     return Table(table["title"], header, rows, notes)
 
 
+def _clock(table: dict[str, Any], summary: dict[str, Any]) -> Iterator[str]:
+    """What the times of a table are, where it says more than how long the steps took."""
+    if table.get("clock") == "cpu":
+        yield "Times are CPU times of the process."
+    if summary["unit"] is not None:
+        yield (
+            "Extra is the CPU time that a step with the most gradients spends outside its passes, less the floor's, in "
+            "units of the two tensor operations that SAM cannot avoid, a norm of g and w + a g written into other "
+            f"memory ({1e3 * summary['unit']:.3g} ms here): median and 95 % interval."
+        )
+
+
 def verdict(summary: dict[str, Any]) -> str:
-    """Who takes the cheapest SAM step, or why that cannot be said."""
+    """Who takes the cheapest step, or why that cannot be said."""
     if not summary["conclusive"]:
         return f"No verdict: two equal optimizers came out at a ratio of {summary['a_a']:.3f}, not 1.00 ± 0.01."
     over = {name: _percent(row["over_floor"]) for name, row in summary["rows"].items()}
     said = [f"A/A {summary['a_a']:.3f}. SAM's step over the floor: {over.get(SHARP, '–')}."]
     for peer, (median, low, high) in summary["against"].items():
         found = "ours is faster" if high < 1 else "ours is slower" if low > 1 else "they cannot be told apart"
-        said.append(f"{peer}: {over[peer]}; ours / its {median:.3f}, 95 % interval {low:.3f}–{high:.3f}: {found}.")
+        above = "" if summary["rows"][peer]["over_floor"] is None else f" {over[peer]};"
+        ratio = f"{_ours(peer)} / its {median:.3f}, 95 % interval {low:.3f}–{high:.3f}"
+        said.append(f"{peer}:{above} {ratio}: {found}.")
     return " ".join(said)
+
+
+def _ours(peer: str) -> str:
+    """What to call this package's step beside a peer's."""
+    return "ours" if PEERS[peer] == SHARP else PEERS[peer]
 
 
 def _phases(table: dict[str, Any], gb_per_s: float) -> Table:
@@ -175,19 +208,19 @@ def _environment(result: Result) -> Table:
 
 
 def _commits(sessions: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Those of the sessions, where they are known to differ."""
+    """The commits of the sessions, if they are known to differ."""
     commits = dict.fromkeys(session["commit"] for session in sessions if session.get("commit"))
     return {"commits of the sessions": ", ".join(commits)} if len(commits) > 1 else {}
 
 
 def markdown(result: Result) -> str:
-    """A result as Markdown, with the plots that lie beside it."""
+    """A result as Markdown, with the plots in its folder."""
     shown = [table.markdown() for table in (*tables(result), _environment(result))]
     return "\n".join([f"## {result.path.stem}: {CAPTIONS[result.kind]}\n", *_images(result), *shown])
 
 
 def page(folder: Path) -> str:
-    """One page for all results in a folder: their plots, and what is to be said about them."""
+    """One page for all results in a folder: their plots and notes."""
     parts = ["# What was measured\n\nWritten by `python -m benchmarks report` from the results beside it.\n"]
     for path in sorted(folder.glob("*.json")):
         result = load_result(path)
@@ -206,7 +239,7 @@ def _images(result: Result) -> list[str]:
 
 
 def write(result: Result) -> list[Path]:
-    """Write a result's plots, where matplotlib is installed, and its Markdown beside its file."""
+    """Write a result's Markdown next to its file, and its plots if matplotlib is installed."""
     written = []
     try:
         from benchmarks.plots import plots
@@ -222,10 +255,10 @@ def write(result: Result) -> list[Path]:
 
 
 def rebuild(folder: Path) -> list[Path]:
-    """Write everything that is shown of the results in a folder anew, and the page about all.
+    """Rewrite the reports and plots of all results in a folder, and its page.
 
     Raises:
-        BenchmarkError: If there is none, or one of them is not a result.
+        BenchmarkError: If the folder has no results, or if one of its files is not a result.
     """
     found = [load_result(path) for path in sorted(folder.glob("*.json"))]
     if not found:

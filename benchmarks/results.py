@@ -1,4 +1,4 @@
-"""Result files: JSON that says what was measured where, and that a measurement can be resumed from."""
+"""Result files: JSON with the measurements and their environment, from which a measurement can be resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = ("cost", "phases", "study", "targets", "gpu")
 
 
 class BenchmarkError(ValueError):
-    """Something that the user has to change; the message is one line."""
+    """An error that the user has to fix; the message is one line."""
 
 
 @dataclass
@@ -24,9 +24,9 @@ class Result:
     Args:
         path: Its file.
         kind: One of `KINDS`.
-        settings: What was asked for; a measurement is resumed only with equal settings.
-        environment: Where it was measured: see `benchmarks.environment.describe`.
-        data: What was measured; `benchmarks.summary` says what follows from it.
+        settings: The settings of the measurement; resuming requires equal settings.
+        environment: The machine: see `benchmarks.environment.describe`.
+        data: The measurements; `benchmarks.summary` evaluates them.
         complete: Whether nothing is left to measure.
     """
 
@@ -43,7 +43,7 @@ class Result:
         return {key: table for key, table in found.items() if any(table.get("samples", {}).values())}
 
     def save(self) -> None:
-        """Write the file, if anything was measured; one that is there is whole at any time."""
+        """Write the file if anything was measured. The write is atomic, so the file is never incomplete."""
         if not (self.tables() or self.data.get("runs") or self.data.get("facts")):
             return
         self.environment["sessions"][-1] |= {
@@ -57,7 +57,7 @@ class Result:
 
 
 def rounded(value: float) -> float:
-    """A measured number as it is kept: to four significant digits."""
+    """Round a measured number to the four significant digits that are kept."""
     short = float(f"{value:.4g}")
     return int(short) if short.is_integer() else short
 
@@ -65,13 +65,14 @@ def rounded(value: float) -> float:
 def open_result(
     path: Path, kind: str, settings: dict[str, Any], *, resume: bool = False, overwrite: bool = False
 ) -> Result:
-    """Begin a measurement, or go on with one; a session is then opened in its environment.
+    """Begin or resume a measurement, and open a session in its environment.
 
     Raises:
-        BenchmarkError: If the file is there and neither was asked for, or it cannot be gone on with.
+        BenchmarkError: If the file exists and neither ``resume`` nor ``overwrite`` was given, or if it cannot be
+            resumed.
     """
     if path.exists() and not (resume or overwrite):
-        raise BenchmarkError(f"{path} is there; --resume goes on with it, --overwrite replaces it")
+        raise BenchmarkError(f"{path} exists; --resume continues it, --overwrite replaces it")
     result = Result(path, kind, json.loads(json.dumps(settings)), environment.describe())
     commit = result.environment["commit"]
     if path.exists() and resume:
@@ -88,7 +89,7 @@ def open_result(
 def _resumable(found: Result, wanted: Result) -> Result:
     changed = [key for key, value in wanted.settings.items() if value != found.settings.get(key)]
     other = environment.differences(found.environment, wanted.environment)
-    if wanted.kind == "study":  # each session says its commit; no time is compared to a per cent
+    if wanted.kind == "study":  # each session records its commit, and a study does not compare times closely
         other = [key for key in other if key not in ("code", "cpu")]
     if found.kind != wanted.kind or changed or other:
         why = f"with other settings ({', '.join(changed)})" if not other else f"elsewhere ({', '.join(other)} differ)"
@@ -100,7 +101,7 @@ def load_result(path: Path) -> Result:
     """Read a result file.
 
     Raises:
-        BenchmarkError: If it is not there, or not a result.
+        BenchmarkError: If the file does not exist, or is not a result.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -109,12 +110,12 @@ def load_result(path: Path) -> Result:
     except OSError as error:
         raise BenchmarkError(f"{path}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError):
-        pass  # it is something else
+        pass  # not a result
     raise BenchmarkError(f"{path}: not a result of python -m benchmarks (schema {SCHEMA})")
 
 
 def _json(content: Any, indent: str = "") -> str:
-    """JSON with a line for each entry of a dictionary; what is below a list is on one line."""
+    """JSON with one line per entry of a dictionary or of a list of dictionaries; all else stays on one line."""
     inner = indent + " "
     if isinstance(content, dict) and content:
         lines = [f"{json.dumps(key)}: {_json(value, inner)}" for key, value in content.items()]

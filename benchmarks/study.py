@@ -1,9 +1,9 @@
-"""Methods tuned alike on validation images, then compared on test images that no choice was made on.
+"""Methods tuned alike on validation images, then compared on held-out test images.
 
-Every contender has its options drawn from the same grid of schedules, and its own from its own, for each length of
-training: first many configurations with one seed, then the best of them with more. The best one then trains with fresh
-seeds, each of which draws the split, the label noise and the weights, and is tested once, after its last step. Runs
-share no data in memory; one process per core.
+For each length of training, every contender draws configurations from the same grid of shared options and from a grid
+of its own options. First many configurations train with one seed, then the best of them with more seeds. The best
+configuration then trains with fresh seeds. Each seed determines the split, the label noise and the initial weights.
+Each run is tested once, after its last step. Runs are separate processes and share no data in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from benchmarks.results import BenchmarkError, Result
 
 FRESH = 1000
-"""The first seed of the confirmation; choices are made with seeds from 0."""
+"""The first seed of the confirmation. The seeds for choices start from 0."""
 
 
 class Job(NamedTuple):
@@ -40,19 +40,19 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, and by what protocol: the keys of a study file.
+    """The contenders and the protocol of a comparison: the keys of a study file.
 
     Args:
-        recipe: A recipe, by its path or name.
-        lengths: Values of ``max_duration``; each contender is tuned for each.
-        contenders: By name, what a recipe is changed by; a list is a choice.
-        space: The choices that every contender has.
-        trials: Configurations of each contender and length.
-        finalists: How many of them train with more seeds than the first.
-        choice_seeds: Seeds of a choice.
-        seeds: Fresh seeds of the confirmation, at least 2.
-        overrides: What the recipe is changed by for all.
-        baselines: The contenders that the others are compared with, seed by seed.
+        recipe: Path or name of a recipe.
+        lengths: Values of ``max_duration``; each contender is tuned for each length.
+        contenders: The changes to the recipe, by contender; a list holds values to choose from.
+        space: Options to choose from that all contenders share.
+        trials: Number of configurations per contender and length.
+        finalists: Number of configurations that train with more than one seed.
+        choice_seeds: Number of seeds per finalist for the choice.
+        seeds: Number of fresh seeds for the confirmation, at least 2.
+        overrides: Changes to the recipe for all contenders.
+        baselines: The contenders to compare the others with, seed by seed.
     """
 
     recipe: str
@@ -67,7 +67,7 @@ class Study:
     overrides: dict[str, Any]
 
     def __post_init__(self) -> None:
-        """Refuse what no study can be made of, with a `BenchmarkError`."""
+        """Raise a `BenchmarkError` if a key is invalid."""
         for name, least in (("trials", 1), ("finalists", 1), ("choice_seeds", 1), ("seeds", 2)):
             if type(value := getattr(self, name)) is not int or not least <= value < FRESH:
                 raise BenchmarkError(f"{name}: must be an integer in [{least}, {FRESH - 1}], got {value!r}")
@@ -95,19 +95,19 @@ class Study:
                 raise BenchmarkError(f"overrides: {name} is the study's own to choose")
 
     def configuration(self, contender: str, trial: int) -> dict[str, Any]:
-        """What trial ``trial`` of a contender changes; the shared choices are the same for all contenders."""
+        """The options of a contender's trial. All contenders get the same shared options in the same trial."""
         own = {key: value if isinstance(value, list) else [value] for key, value in self.contenders[contender].items()}
         return _drawn(self.space, "", trial) | _drawn(own, contender, trial)
 
     def overrides_of(self, job: Job) -> list[str]:
-        """The command line of a run."""
+        """The overrides of a run, as on the command line."""
         changed = {**self.overrides, **self.configuration(job.contender, job.trial)}
         part = "test" if job.seed >= FRESH else "validation"
         changed |= {"max_duration": job.length, "seed": job.seed, "train_dataset.evaluate": part}
         return [f"{key}={'null' if value is None else value}" for key, value in changed.items()]
 
     def plan(self, scores: Mapping[Job, float]) -> list[Job]:
-        """What can be trained now, given the accuracies so far, contender by contender; empty when all is done.
+        """The runs that can be trained now, given the accuracies so far; empty when all is done.
 
         Example:
             >>> study = Study("", ["9ep"], {"SGD": {}}, ["SGD"], {"lr": [1, 2]}, 2, 1, 2, 2, {})
@@ -131,13 +131,13 @@ class Study:
         return [] if best is None else [Job(contender, length, best, FRESH + i) for i in range(self.seeds)]
 
     def _choice(self, contender: str, length: str, scores: Mapping[Job, float]) -> tuple[list[Job], list[Job]]:
-        """The runs that a choice is made on: all configurations with one seed, and the finalists with the others."""
+        """The runs for a choice: all configurations with the first seed, and the finalists with the other seeds."""
         first = [Job(contender, length, trial, 0) for trial in range(self.trials)]
         finalists = sorted(first, key=lambda job: -scores.get(job, 0.0))[: self.finalists]
         return first, [job._replace(seed=seed) for job in finalists for seed in range(1, self.choice_seeds)]
 
     def settled(self, contender: str, length: str, scores: Mapping[Job, float]) -> int | None:
-        """The finalist with the best mean accuracy on validation images; None while that is not known."""
+        """The finalist with the best mean accuracy on validation images; None while runs are missing."""
         first, more = self._choice(contender, length, scores)
         if any(job not in scores for job in (*first, *more)):
             return None
@@ -150,7 +150,7 @@ class Study:
 
 
 def _drawn(space: Mapping[str, Sequence[Any]], stream: str, trial: int) -> dict[str, Any]:
-    """Point number ``trial`` of a grid in an order of chance, again from its start when it is exhausted."""
+    """Point ``trial`` of a shuffled grid; starts over when the grid is exhausted."""
     points = list(itertools.product(*space.values()))
     random.Random(f"study/{stream}").shuffle(points)
     return dict(zip(space, points[trial % len(points)], strict=True))
@@ -160,7 +160,7 @@ def load_study(path: Path) -> Study:
     """Read a study file.
 
     Raises:
-        BenchmarkError: If it is not there, or not a study.
+        BenchmarkError: If the file does not exist, or is not a study.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -172,7 +172,7 @@ def load_study(path: Path) -> Study:
 
 
 def settings(args: Namespace) -> dict[str, Any]:
-    """What decides what is measured; contenders and seeds may be added."""
+    """The settings of the measurement. Contenders, baselines and seeds are not among them, as they may grow."""
     fixed = {key: value for key, value in vars(asked(args)).items() if key not in _MAY_GROW}
     return {"study": str(args.study), **fixed}
 
@@ -181,10 +181,10 @@ _MAY_GROW = ("contenders", "baselines", "seeds")
 
 
 def asked(args: Namespace) -> Study:
-    """The study of a command line.
+    """The study that the command line asks for.
 
     Raises:
-        BenchmarkError: If something is wrong with it.
+        BenchmarkError: If the study or an override is invalid.
     """
     study = load_study(args.study)
     if args.quick:
@@ -206,7 +206,7 @@ def scores(runs: Sequence[Mapping[str, Any]]) -> dict[Job, float]:
 
 
 def measure(args: Namespace, result: Result) -> None:
-    """Train what has not been trained yet; each stage of a contender as soon as its choices are made."""
+    """Train the missing runs. Each stage of a contender starts as soon as its choices are made."""
     study = asked(args)
     _refuse_wrong_ones(study, result.data.get("runs", []))
     result.data["study"] = {key: getattr(study, key) for key in _MAY_GROW}
@@ -233,7 +233,7 @@ def measure(args: Namespace, result: Result) -> None:
 
 
 def _refuse_wrong_ones(study: Study, runs: Sequence[Mapping[str, Any]]) -> None:
-    """Find what is wrong with any configuration before hours are spent."""
+    """Check every configuration before hours are spent on training."""
     from benchmarks.trainer import check, read_recipe
 
     for contender, trial in itertools.product(study.contenders, range(study.trials)):
@@ -250,7 +250,7 @@ def _start(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    warnings.simplefilter("ignore")  # Composer's and torch's, once in each process
+    warnings.simplefilter("ignore")  # from Composer and torch, once in each process
 
 
 def _train(study: Study, job: Job) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From measurements to numbers: quartiles, ratios of steps of the same round, confidence intervals."""
+"""Statistics of the measurements: quartiles, ratios of steps in the same round, confidence intervals."""
 
 from __future__ import annotations
 
@@ -12,19 +12,25 @@ from benchmarks.study import FRESH, Job, Study, scores
 
 PLAIN, AGAIN, FUSED, FLOOR = "plain", "plain, again", "plain, fused=True", "floor"
 SHARP = "SAM(interval=1)"
-PEERS = ("Composer's SAM(interval=1)", "pytorch_optimizer's SAM")
-"""The contenders whose step is the same as that of `SHARP`, this package's."""
+SAM_BY_HAND, MOMENTUM_BY_HAND = "SAM in fifteen lines", "Momentum-SAM in fifteen lines"
+PEERS = {
+    "Composer's SAM(interval=1)": SHARP,
+    "pytorch_optimizer's SAM": SHARP,
+    SAM_BY_HAND: SHARP,
+    MOMENTUM_BY_HAND: "MomentumSAM()",
+}
+"""The contenders that take the same step as one of this package's, with that one."""
 
 PHASES = ("pass", "replay", "norm", "ascent", "displace", "restore", "descent", "base step")
-"""The ranges of a step. In ``replay`` random streams and buffers are recorded and rewound, in ``descent`` the final
-gradient is made."""
+"""The ranges of a step. ``replay`` records and rewinds random streams and buffers; ``descent`` computes the final
+gradient."""
 REST = "rest"
 
 AGREEMENT = 0.01
-"""How far from 1 the ratio of two equal implementations may be before nothing is concluded."""
+"""Largest deviation from 1 of the ratio of two equal implementations; beyond it there is no verdict."""
 
 Columns = dict[str, list[float]]
-"""What was measured of one contender: ``wall``, ``cpu``, ``gradients`` and more, with one entry a round."""
+"""The measurements of one contender: ``wall``, ``cpu``, ``gradients`` and more, with one entry per round."""
 
 
 class Quartiles(NamedTuple):
@@ -43,10 +49,10 @@ class Quartiles(NamedTuple):
 
     @classmethod
     def mixed(cls, values: Sequence[float], kinds: Sequence[float]) -> Quartiles:
-        """The quartiles of each kind of step, averaged by how many steps are of that kind.
+        """The quartiles of each kind of step, averaged with the kinds' frequencies as weights.
 
-        Plain and sharp steps take very different times: their common median would be that of either one
-        and not the cost of a step.
+        Plain and sharp steps take very different times: a common median would fall on one of the kinds, and would not
+        show the average cost of a step.
         """
         total = cls(0.0, 0.0, 0.0)
         for kind in set(kinds):
@@ -57,52 +63,90 @@ class Quartiles(NamedTuple):
 
 
 def ratios(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """``a / b``, round by round: what drifts from round to round cancels."""
+    """``a / b``, round by round, so that drift between rounds cancels."""
     return [x / y for x, y in zip(a, b, strict=True)]
 
 
-def compare(columns: Columns, plain: Columns, floor: Columns) -> dict[str, Any]:
+def compare(columns: Columns, plain: Columns, floor: Columns, clock: str = "wall") -> dict[str, Any]:
     """The numbers of one contender, beside the plain optimizer and the floor in the same rounds.
+
+    Args:
+        columns: The contender's.
+        plain: The plain optimizer's.
+        floor: The floor's.
+        clock: The column with the time of a step.
 
     Returns:
         dict: ``gradients`` per step; quartiles of ``ms`` per step and of the ``ratio`` to a plain step; ``over_floor``,
-        the median over the steps with two gradients, None where there are none; on a GPU ``peak_mb``.
+        the median excess over the floor of the steps with two gradients, None without such steps; on a GPU ``peak_mb``.
     """
     gradients = columns["gradients"]
-    over = [r - 1 for r, n in zip(ratios(columns["wall"], floor["wall"]), gradients, strict=True) if n == 2]
+    over = [r - 1 for r, n in zip(ratios(columns[clock], floor[clock]), gradients, strict=True) if n == 2]
     return {
         "gradients": statistics.fmean(gradients),
-        "ms": Quartiles.mixed([1e3 * seconds for seconds in columns["wall"]], gradients),
-        "ratio": Quartiles.mixed(ratios(columns["wall"], plain["wall"]), gradients),
+        "ms": Quartiles.mixed([1e3 * seconds for seconds in columns[clock]], gradients),
+        "ratio": Quartiles.mixed(ratios(columns[clock], plain[clock]), gradients),
         "over_floor": statistics.median(over) if over else None,
         **({"peak_mb": max(columns["peak"]) / 1e6} if "peak" in columns else {}),
     }
 
 
-def summarize_cost(table: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of one workload in one mode.
+def extra(columns: Columns, floor: Columns, unit: float) -> tuple[float, float, float] | None:
+    """What a sharp step adds to two passes and a base step: CPU time outside its passes, less the floor's.
+
+    Args:
+        columns: The contender's.
+        floor: The floor's.
+        unit: CPU seconds of the unit, a norm and a write.
 
     Returns:
-        dict: ``rows`` by contender (see `compare`), ``rounds``, ``floor``, its ratio to a plain step, ``a_a``, the
-        ratio of two equal contenders, with ``conclusive`` whether it is 1, and ``against``, by peer the median ratio of
-        this package's SAM step to the peer's and its 95 % interval.
+        tuple: Median and 95 % confidence interval over the steps with the most gradients; None where it is not known.
     """
-    samples = table["samples"]
+    if "outside" not in columns or "outside" not in floor:
+        return None
+    most = max(columns["gradients"])
+    pairs = zip(columns["outside"], floor["outside"], columns["gradients"], strict=True)
+    units = [(outside - least) / unit for outside, least, gradients in pairs if gradients == most]
+    return (statistics.median(units), *median_interval(units))
+
+
+def summarize_cost(table: dict[str, Any]) -> dict[str, Any]:
+    """The statistics of one workload in one mode.
+
+    Returns:
+        dict: ``rows`` by contender (see `compare`; with ``extra``, see there, for those that are not PyTorch's own),
+        ``rounds``, ``floor``, its ratio to a plain step, ``a_a``, the ratio of two equal contenders, with
+        ``conclusive`` whether it is 1, ``against``, by peer the median ratio of this package's step to the peer's and
+        its 95 % interval, and ``unit``, the CPU seconds of a norm and a write; None if that was not measured.
+    """
+    samples, clock = table["samples"], table.get("clock", "wall")
+    unit = statistics.median(table["unit"]["cpu"]) if table.get("unit") else None
     plain, floor = samples[PLAIN], samples[FLOOR]
-    rows = {name: {**table["contenders"][name], **compare(columns, plain, floor)} for name, columns in samples.items()}
-    against = {peer: ratios(samples[SHARP]["wall"], samples[peer]["wall"]) for peer in PEERS if peer in samples}
+    rows = {
+        name: {**table["contenders"][name], **compare(columns, plain, floor, clock)}
+        for name, columns in samples.items()
+    }
+    for name, row in rows.items():
+        if unit is not None and row["package"] != "torch":
+            row["extra"] = extra(samples[name], floor, unit)
+    against = {
+        peer: ratios(samples[ours][clock], samples[peer][clock])
+        for peer, ours in PEERS.items()
+        if ours in samples and peer in samples
+    }
     return {
         "rows": rows,
         "rounds": len(plain["wall"]),
         "floor": rows[FLOOR]["ratio"].median,
         "a_a": rows[AGAIN]["ratio"].median,
         "conclusive": agrees(rows[AGAIN]["ratio"].median),
+        "unit": unit,
         "against": {peer: (statistics.median(ours), *median_interval(ours)) for peer, ours in against.items()},
     }
 
 
 def summarize_phases(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By contender, median milliseconds of the ``step``, of a ``profiled`` one and of the latter's ``phases``."""
+    """By contender, median milliseconds of a ``step``, of a ``profiled`` step and of the ``phases`` of the latter."""
     return {
         name: {
             "step": 1e3 * statistics.median(table["samples"][name]["wall"]),
@@ -114,14 +158,15 @@ def summarize_phases(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def summarize_study(settings: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The numbers of every contender of a study at every length that has been confirmed.
+    """The statistics of every contender of a study at every length that has been confirmed.
 
     Returns:
-        list: By row: ``contender``, ``length`` and what was ``chosen`` for them; the mean ``validation`` accuracy of
-        that choice, and whether it is the contender's ``best`` length; mean and half width of the 95 % interval of the
-        test ``accuracy`` with fresh seeds and, under ``against``, of its difference from each baseline at its own best
-        length, seed by seed; mean ``gradients``, ``forwards`` and ``cpu_seconds`` of the training, the first baseline
-        at its best length being 1; the last epoch's ``train`` accuracy; ``n``.
+        list: A row per contender and length. ``contender``, ``length`` and the ``chosen`` options; the mean
+        ``validation`` accuracy of the choice, and whether this is the contender's ``best`` length; the test
+        ``accuracy`` with fresh seeds, as mean and half width of the 95 % confidence interval; ``against``, the same for
+        its difference from each baseline at the baseline's best length, seed by seed; mean ``gradients``, ``forwards``
+        and ``cpu_seconds`` of the training, in units of the first baseline at its best length; the last epoch's
+        ``train`` accuracy; the number ``n`` of seeds.
     """
     study = Study(**{key: value for key, value in settings.items() if key != "study"}, **data["study"])
     runs = {Job(*run["job"]): run for run in data["runs"]}
@@ -153,19 +198,20 @@ def summarize_study(settings: dict[str, Any], data: dict[str, Any]) -> list[dict
 
 
 def _difference(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> tuple[float, float | None]:
-    """The mean of the differences seed by seed, and the half width of its interval."""
+    """The mean of the differences seed by seed, and the half width of its confidence interval."""
     there = {Job(*run["job"]).seed: run["accuracy"] for run in theirs}
     both = [run["accuracy"] - there[seed] for run in ours if (seed := Job(*run["job"]).seed) in there]
     return interval(both) if both else (0.0, None)
 
 
 def summarize_targets(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The numbers of every target.
+    """The statistics of every target.
 
     Returns:
-        dict: By option and target, ``n``; the mean ``fraction`` of sharp steps at the end and the mean ``early`` one at
-        the hundredth; the ``least`` and the ``most`` from there on in all seeds; and ``overhead``, mean and half width
-        of the 95 % interval of the time over that of the plain runs just before and after.
+        dict: By option and target: the number ``n`` of runs; the mean ``fraction`` of sharp steps at the end, and the
+        mean ``early`` fraction at the hundredth step; the ``least`` and the ``most`` fraction from there on over all
+        seeds; and ``overhead``, the extra time relative to the plain runs just before and after, as mean and half width
+        of the 95 % confidence interval.
     """
     at = {(run["seed"], run["turn"]): run for run in runs}
     found: dict[str, list[dict[str, Any]]] = {}
@@ -185,7 +231,7 @@ def summarize_targets(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """The confidence interval of a median, by the sign test; the whole range of fewer than six values."""
+    """The confidence interval of a median, by the sign test; with fewer than six values their whole range."""
     n, below, rank = len(values), 0.0, -1
     while below <= (1 - level) / 2 and rank < n // 2:  # the binomial distribution at one half
         rank += 1
@@ -195,16 +241,16 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
 
 
 def agrees(ratio: float) -> bool:
-    """Whether two measurements of the same thing agree well enough to conclude anything."""
+    """Whether two measurements of the same thing agree well enough for a verdict."""
     return abs(ratio - 1) <= AGREEMENT
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float | None]:
-    """Mean and half width of its confidence interval, by Student's t; None for a single value."""
+    """The mean and the half width of its confidence interval, by Student's t; the width is None for a single value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None
-    from scipy.stats import t  # scikit-learn brings it
+    from scipy.stats import t  # installed with scikit-learn
 
     quantile = float(t.ppf((1 + level) / 2, len(values) - 1))
     return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))

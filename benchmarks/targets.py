@@ -1,4 +1,4 @@
-"""Costs that were asked for, against what came out: fractions of sharp steps, and time over plain training."""
+"""Requested costs against measured costs: fractions of sharp steps, and time over plain training."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from sam_algos.recipes import Recipe
 
 METHOD = "aesam"
 TARGETS = {"target_fraction": (0.1, 0.2, 0.5), "target_overhead": (0.05, 0.1, 0.25)}
-FROM = 100  # the step from which on a fraction is promised
+FROM = 100  # the fraction is guaranteed from this step on
 
 
 def settings(args: Namespace) -> dict[str, Any]:
-    """What decides what is measured; the number of seeds may grow."""
+    """The settings of the measurement. The number of seeds is not among them, as it may grow."""
     overrides = [*(["max_duration=10ep"] if args.quick else []), *args.overrides]
     return {"recipe": args.recipe, "overrides": overrides}
 
 
 def measure(args: Namespace, result: Result) -> None:
-    """Train what has not been trained yet, one seed after the other."""
+    """Train the missing runs, one seed after the other."""
     overrides = settings(args)["overrides"]
     runs = result.data.setdefault("runs", [])
     seed = plain_recipe(args.recipe, overrides).seed
@@ -42,7 +42,7 @@ def measure(args: Namespace, result: Result) -> None:
 
 
 def turns() -> Iterator[str]:
-    """The variants in the order of their training: plain runs before and after each whose time is compared."""
+    """The variants in training order, with plain runs before and after each timed variant."""
     for value in TARGETS["target_fraction"]:
         yield f"target_fraction={value}"
     yield PLAIN
@@ -60,7 +60,7 @@ def _recipe(path: str, variant: str, overrides: list[str]) -> Recipe:
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
-    """Train a recipe once: its seconds, and the fraction of sharp steps early, at the end, and furthest from that."""
+    """Train a recipe once; return its seconds, and the fraction of sharp steps early, at the end, and its extremes."""
     meter = watched(recipe)
     sharp = [gradients - 1 for gradients in meter.gradients]
     fractions = [sum(sharp[:t]) / t for t in range(1, len(sharp) + 1)]

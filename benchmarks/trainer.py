@@ -1,4 +1,4 @@
-"""What needs Composer: recipes, and the loop in its Trainer."""
+"""Everything that needs Composer: recipes, and the loop in its Trainer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.timing import Rotation
 from benchmarks.workloads import Batch, Task
 from sam_algos import METHODS
 from sam_algos.recipes import Recipe, RecipeError, load_recipe
-from sam_algos.recipes.components import build_algorithms
+from sam_algos.recipes.naming.components import build_algorithms
 from sam_algos.recipes.run import Run, prepare
 
 _ENDLESS = "1000000000ba"
@@ -32,7 +32,7 @@ def plain_recipe(name: str | Path, overrides: Sequence[str]) -> Recipe:
 
 
 def read_recipe(name: str | Path, overrides: Sequence[str]) -> Recipe:
-    """A recipe as it is; what is wrong with it is a `BenchmarkError`."""
+    """Load a recipe unchanged; errors are raised as `BenchmarkError`."""
     try:
         return load_recipe(name, overrides)
     except RecipeError as error:
@@ -40,7 +40,7 @@ def read_recipe(name: str | Path, overrides: Sequence[str]) -> Recipe:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse a recipe whose algorithms cannot be built, with a `BenchmarkError`."""
+    """Raise a `BenchmarkError` if a recipe's algorithms cannot be built."""
     try:
         build_algorithms(recipe.algorithms)
     except RecipeError as error:
@@ -48,7 +48,7 @@ def check(recipe: Recipe) -> None:
 
 
 def build(recipe: Recipe, folder: str) -> Run:
-    """Build a recipe's run with its files in a folder, and no checkpoints; what is wrong is a `BenchmarkError`."""
+    """Build a recipe's run in a folder, without checkpoints; errors are raised as `BenchmarkError`."""
     try:
         quiet = replace(recipe, run_folder=f"{folder}/run", save_folder=None, progress_bar=False)
         return prepare(quiet, "benchmark")
@@ -57,7 +57,7 @@ def build(recipe: Recipe, folder: str) -> Run:
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
-    """Train a recipe, evaluate it after the last step, and say how accurate it is and what it took."""
+    """Train a recipe and evaluate it after the last step; return its accuracy and cost."""
     meter = watched(recipe)
     return {
         "accuracy": meter.accuracy, "train_accuracy": meter.train_accuracy, "steps": len(meter.gradients),
@@ -79,7 +79,7 @@ def watched(recipe: Recipe) -> _Meter:
 
 
 class _Meter(Callback):
-    """Counts the passes of a training, and measures its time, and that of its process, without evaluation."""
+    """Counts the passes of a training, and measures its wall and CPU time without evaluation."""
 
     def __init__(self) -> None:
         self.accuracy = self.train_accuracy = 0.0
@@ -107,7 +107,7 @@ class _Meter(Callback):
 
 
 class _Logged(LoggerDestination):
-    """Takes what is only logged: the forward passes of a recalibration, and the accuracy of the last epoch."""
+    """Collects values that are only logged: forward passes of a recalibration, and the last epoch's accuracy."""
 
     def __init__(self, meter: _Meter) -> None:
         self._meter = meter
@@ -119,7 +119,7 @@ class _Logged(LoggerDestination):
 
 
 def from_recipe(recipe: Recipe) -> Task:
-    """A recipe's network, optimizer and data, in a Trainer that trains until it is stopped."""
+    """The network, optimizer and data of a recipe, in a Trainer that trains until it is stopped."""
     folder = tempfile.TemporaryDirectory()
     trainer = build(replace(recipe, max_duration=_ENDLESS, scheduler=None, eval_interval=_ENDLESS), folder.name).trainer
     trainer.state.evaluators = []
@@ -134,7 +134,7 @@ def _batches(state: State) -> Iterator[Batch]:
 
 
 def trainer_of(task: Task, batches: Sequence[Batch], classes: int) -> Trainer:
-    """A Trainer around a task, for some batches again and again."""
+    """A Trainer around a task, which repeats some batches."""
     return Trainer(
         model=ComposerClassifier(task.network, num_classes=classes), optimizers=task.optimizer,
         train_dataloader=batches, max_duration=_ENDLESS, progress_bar=False,
@@ -145,8 +145,8 @@ def trainer_of(task: Task, batches: Sequence[Batch], classes: int) -> Trainer:
 def trainer_loop(
     trainer: Trainer, chosen: Mapping[str, Contender], rotation: Rotation, seat: Callable[[Any], Any]
 ) -> None:
-    """Train in the Trainer, which gets another contender's optimizer with every batch."""
-    # First, so that the step's end is read before the other callbacks and the loggers act on it.
+    """Train in the Trainer, which gets the next contender's optimizer with every batch."""
+    # First, so that the clock stops before other callbacks and the loggers run.
     trainer.state.callbacks.insert(0, _InTurn(chosen, rotation, seat))
     if not rotation.finished:
         trainer.fit()
@@ -154,7 +154,7 @@ def trainer_loop(
 
 @dataclass(frozen=True)
 class _Place:
-    """A contender in the Trainer: what of its state is the contender's own."""
+    """A contender in the Trainer: its own parts of the Trainer's state."""
 
     seat: Any
     algorithms: list[Algorithm]
@@ -162,7 +162,7 @@ class _Place:
 
     @classmethod
     def make(cls, contender: Contender, state: State, logger: Logger, seat: Callable[[Any], Any]) -> _Place:
-        """Let a contender set itself up in the Trainer, whose state is afterwards as it was."""
+        """Let a contender set itself up in the Trainer, then restore the Trainer's state."""
         before = tuple(state.optimizers), list(state.algorithms), state.scaler
         algorithm = contender.method
         if algorithm is None:
@@ -178,13 +178,13 @@ class _Place:
         return place
 
     def take(self, state: State) -> None:
-        """The next step is this contender's."""
+        """Give the next step to this contender."""
         state.optimizers = (self.seat,)  # pyright: ignore[reportAttributeAccessIssue]
         state.algorithms, state.scaler = self.algorithms, self.scaler
 
 
 class _InTurn(Callback):
-    """Puts the contender whose turn it is in place when a batch starts."""
+    """Puts the next contender in place when a batch starts."""
 
     def __init__(self, chosen: Mapping[str, Contender], rotation: Rotation, seat: Callable[[Any], Any]) -> None:
         self._contenders = chosen

@@ -1,4 +1,4 @@
-"""What is trained while it is timed."""
+"""The tasks that are trained while steps are timed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from benchmarks.networks import VisionTransformer, mlp, resnet
+from benchmarks.networks import VisionTransformer, mlp, resnet, small_mlp
 
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass
 class Task:
-    """A classifier with its plain optimizer, endless batches, autocast's dtype, perhaps a Trainer and its folder."""
+    """A classifier with its plain optimizer, endless batches and autocast's dtype; perhaps a Trainer and its folder."""
 
     network: nn.Module
     optimizer: Optimizer
@@ -32,13 +32,13 @@ class Task:
     folder: TemporaryDirectory[str] | None = None
 
     def loss(self, model: nn.Module, batch: Batch, reduction: str = "mean") -> Tensor:
-        """Cross-entropy on a batch, by the network or what was put around it."""
+        """Cross-entropy on a batch; ``model`` is the network or a wrapper around it."""
         inputs, labels = batch
         with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype is not None):
             return functional.cross_entropy(model(inputs), labels, reduction=reduction)
 
     def close(self) -> None:
-        """No more steps will be taken."""
+        """Close the Trainer and delete its folder."""
         if self.trainer is not None:
             self.trainer.close()
         if self.folder is not None:
@@ -47,7 +47,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Workload:
-    """Builds a task for a mode; if ``essential``, a step takes so long that only such contenders are compared."""
+    """Builds a task for a mode. If ``essential``, steps are slow and only essential contenders are compared."""
 
     title: str
     make: Callable[[str], Task]
@@ -56,7 +56,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class _Size:
-    """Images of a batch, and their height and width."""
+    """The number of images in a batch, and their height and width."""
 
     batch: int
     image: int
@@ -83,20 +83,27 @@ IMAGES: dict[str, tuple[str, Callable[[int, int, bool], nn.Module], _Size, _Size
 }
 """Networks on images: title, builder from image size and classes, sizes on a CPU and on a GPU."""
 
-NETWORKS = ("mlp", *IMAGES)
+VECTORS: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, int]]] = {
+    "mlp": ("MLP, 6 M parameters, batch 128", lambda: mlp(), (128, 784)),
+    "mnist1d": ("MNIST-1D's MLP, 40-100-100-10, batch 100", lambda: small_mlp(), (100, 40)),
+}
+"""Networks on vectors: title, builder, shape of a batch."""
+
+NETWORKS = (*VECTORS, *IMAGES)
 
 
 def synthetic(name: str, dtype: torch.dtype | None = None, *, tiny: bool = False) -> Workload:
-    """A network that learns noise.
+    """A workload in which a network learns noise.
 
     Args:
         name: The network, one of `NETWORKS`.
-        dtype: That of autocast, in a loop written by hand.
-        tiny: Whether a small one of the same kind will do, as on two images.
+        dtype: Autocast's dtype in a hand-written loop.
+        tiny: Use a small network of the same kind, on two images.
     """
-    shape: tuple[int, ...] = (128, 784)
-    build, title, classes = mlp, "MLP, 6 M parameters, batch 128", 10
-    if name in IMAGES:
+    classes = 10
+    if name in VECTORS:
+        title, build, shape = VECTORS[name]
+    else:
         label, builder, *sizes = IMAGES[name]
         size = _Size(2, 32) if tiny else sizes[torch.cuda.is_available()]
         classes = 1000 if size.image >= 224 else 10
@@ -107,7 +114,7 @@ def synthetic(name: str, dtype: torch.dtype | None = None, *, tiny: bool = False
 
 
 def _noise(network: nn.Module, shape: Sequence[int], classes: int, dtype: torch.dtype | None, mode: str) -> Task:
-    """Eight batches of noise, with a rate at which the weights hardly move."""
+    """A task of eight batches of noise, with a learning rate at which the weights hardly move."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
     batches = [
@@ -126,7 +133,7 @@ def _noise(network: nn.Module, shape: Sequence[int], classes: int, dtype: torch.
 
 
 def workloads(names: Sequence[str], recipe: Path, overrides: Sequence[str]) -> dict[str, Workload]:
-    """The workloads that were asked for, by name: ``recipe`` and those in `NETWORKS`."""
+    """The workloads with the given names: ``recipe`` and the names in `NETWORKS`."""
     found: dict[str, Workload] = {}
     for name in names:
         if name == "recipe":

@@ -40,7 +40,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Names are imported when first used: PyTorch and Composer take seconds to import, and `--help` needs neither.
+    # Import lazily: PyTorch and Composer take seconds to import, and `--help` needs neither.
     from importlib import import_module
 
     if name == "__all__":
@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _advise(name: str) -> str:
-    """What may have been meant by a name that is not there."""
+    """Suggest a name in place of one that does not exist."""
     from difflib import get_close_matches
 
     if name == "RecalibrateBatchNorm":

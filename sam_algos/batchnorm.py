@@ -42,7 +42,7 @@ def recalibrate(
     Everything else is restored: the mode of every module, momenta, the global random streams (which loading ``batches``
     may draw from) and gradients. If a batch raises, the statistics are restored, too.
 
-    **Cost.** A forward pass without gradients for each batch.
+    **Cost.** One forward pass without gradients per batch.
 
     Args:
         model (torch.nn.Module): The model. Under ``DistributedDataParallel`` or FSDP2 every process must call this,
@@ -59,7 +59,7 @@ def recalibrate(
         int: The number of batches that were run; 0 if there is no layer to recompute, and then none is loaded.
 
     Raises:
-        ValueError: If ``batches`` is empty, or ``limit`` is no integer >= 1.
+        ValueError: If ``batches`` is empty, or ``limit`` is not an integer >= 1.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(1), torch.nn.Linear(1, 1))
@@ -76,7 +76,7 @@ def recalibrate(
 
 
 def recalibrated_layers(model: nn.Module) -> list[_BatchNorm]:
-    """The BatchNorm layers whose statistics training moves, by the mode that the model is in: see `recalibrate`."""
+    """The BatchNorm layers that `recalibrate` chooses by default, given the mode of the model and its layers."""
     return [m for m in _norms(model) if m.training or not model.training]
 
 
@@ -100,7 +100,7 @@ class Statistics:
         self._values = {m: [(b, b.clone()) for b in m.buffers(recurse=False)] for m in layers}
 
     def restore(self, only: Iterable[_BatchNorm] | None = None) -> None:
-        """Put them back, of some of the layers or of all."""
+        """Restore the statistics of ``only``, or of all layers."""
         for layer in self._values if only is None else only:
             for buffer, value in self._values[layer]:
                 buffer.copy_(value)
@@ -114,14 +114,14 @@ def _gather(
     forward: Callable[[nn.Module, Any], Any],
     layers: Sequence[_BatchNorm],
 ) -> int:
-    # DistributedDataParallel would send the first process's statistics to the others before each pass.
+    # DistributedDataParallel would overwrite the statistics with the first process's before each pass.
     inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
     before, count = Statistics(layers), 0
     try:
         with _averaging(inner, layers), fresh_shards(inner):
             for layer in layers:
                 layer.reset_running_stats()
-            for batch in islice(batches, limit):  # whose iterator may draw a seed
+            for batch in islice(batches, limit):  # inside _averaging: the iterator may draw a seed
                 forward(inner, batch)
                 count += 1
         if not count:
@@ -130,7 +130,7 @@ def _gather(
             _average(layers, model.process_group)
         elif shards.is_sharded(list(model.parameters())):
             _average(layers, None)
-        before.restore([m for m in layers if not m.num_batches_tracked])  # which no pass came by
+        before.restore([m for m in layers if not m.num_batches_tracked])  # no pass reached these layers
     except BaseException:
         before.restore()
         raise
@@ -139,13 +139,13 @@ def _gather(
 
 @contextmanager
 def _averaging(model: nn.Module, layers: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Run the body with ``layers`` averaging and all else evaluating, on random streams that are put back."""
+    """Run the body with ``layers`` averaging and all else in evaluation mode; restore the random streams after it."""
     modes = [(m, m.training) for m in model.modules()]
     momenta = [m.momentum for m in layers]
     streams = RandomStreams.record({p.device for p in model.parameters()})
     try:
         for module, _ in modes:
-            module.training = False  # not eval(), which modules override, and which goes to their children
+            module.training = False  # not eval(), which modules may override, and which recurses into children
         for layer in layers:
             layer.training, layer.momentum = True, None  # None: the plain average
         yield

@@ -1,4 +1,4 @@
-"""What every named method has in common: its options, and how it gets around an optimizer."""
+"""What all named methods share: their common options, and wrapping an optimizer."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 else:
     try:
         import composer.core  # noqa: F401
-    except ImportError:  # on PyTorch alone there is no Trainer to give a method to
+    except ImportError:  # with PyTorch alone there is no Trainer
 
         class WrapsOptimizer:
-            """Stands where Composer's Algorithm would."""
+            """Takes the place of Composer's Algorithm."""
     else:
         from sam_algos.trainer.algorithm import WrapsOptimizer
 
@@ -39,15 +39,15 @@ __all__ = ["Method"]
 _REPLACEABLE = ("policy", "perturbation", "descent")
 
 _BASE_OPTIONS = frozenset({"params", "base_optimizer", "optimizer", "model", "lr", "momentum", "weight_decay", "betas"})
-"""Arguments of optimizers, which methods of other packages take."""
+"""Arguments of optimizers, which other packages pass to the method."""
 
 
 def _is_trained(value: object) -> bool:
-    """Whether an argument is a model, its parameters, or an optimizer or the class of one."""
+    """Whether an argument is a model, its parameters, an optimizer or an optimizer class."""
     if isinstance(value, list) and value:
         value = value[0]
     is_optimizer = isinstance(value, type) and issubclass(value, Optimizer)
-    # The generator of model.parameters() must not be used up.
+    # Do not iterate over a generator: that would exhaust model.parameters().
     return is_optimizer or isinstance(value, (torch.nn.Module, Optimizer, torch.nn.Parameter, GeneratorType))
 
 
@@ -55,7 +55,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _with_advice(wrap: _F) -> _F:
-    """Say how `Method.wrap` is called where its arguments do not fit."""
+    """Explain in the error how to call `Method.wrap`."""
     signature = inspect.signature(wrap)
 
     @functools.wraps(wrap)
@@ -68,8 +68,8 @@ def _with_advice(wrap: _F) -> _F:
         except TypeError as error:
             name = type(arguments[0]).__name__
             raise TypeError(
-                f"{name}.wrap(): {error}. It takes the optimizer, and the rest by name: {usage}; total_steps= too, "
-                "where a schedule needs it."
+                f"{name}.wrap(): {error}. Pass the optimizer first and the rest by name: {usage}; add total_steps= if "
+                "a schedule needs it."
             ) from None
         return wrap(*arguments, **named)
 
@@ -80,34 +80,34 @@ def _with_advice(wrap: _F) -> _F:
 class Method(Options, WrapsOptimizer, ABC):
     """Base of every sharpness-aware method: a choice of parts, given to Composer's Trainer or to a hand-written loop.
 
-    Where Composer is installed it is a ``composer.core.Algorithm``, which runs on :attr:`.Event.INIT` and wraps the
-    optimizer there. Without Composer it has `wrap` only.
+    If Composer is installed, a method is a ``composer.core.Algorithm``: it runs on :attr:`.Event.INIT` and wraps the
+    optimizer there. Without Composer it has only `wrap`.
 
     Args:
-        synchronize (bool): Average the gradients of the ascent over data-parallel processes even where no part needs
-            it. Otherwise each process climbs by the gradient of its own samples, which generalises better (the SAM
+        synchronize (bool): Average the gradients of the ascent over data-parallel processes even if no part needs it.
+            By default each process climbs along the gradient of its own samples, which generalises better (the SAM
             paper's m-sharpness, section 4.1) and saves a reduction. Default: ``False``.
-        nonfinite (str): A gradient that is not finite is handed to the base optimizer (``'pass'``), or the step
-            is skipped on all processes (``'skip'``) at one more norm and host synchronisation per step. It never
-            enters a policy's statistics. Default: ``'pass'``, as training without a method does.
+        nonfinite (str): What to do with a non-finite gradient. ``'pass'`` hands it to the base optimizer; ``'skip'``
+            skips the step on all processes, and costs one more norm and host synchronisation per step. A non-finite
+            gradient never enters a policy's statistics. Default: ``'pass'``, as in training without a method.
         ascent_fraction (float): The fraction of each microbatch, its first samples, that the first pass of a sharp
-            step sees, in (0, 1]: see `AscentFraction`. Not for samples that depend on one another, such as stacked
-            pairs, nor with layers that need more samples (GhostBatchNorm's ghost batch), nor with parts that need the
-            plain gradient of the whole batch. BatchNorm's statistics are then those of that fraction, and better
-            gathered anew after training (`sam_algos.recalibrate`). Default: ``1.0``, as the papers do.
-        policy (Policy, optional): When a step is sharp, in place of the method's own choice. Default: ``None``.
-        perturbation (Perturbation, optional): How the weights climb, in place of the method's own choice, its ``rho``
-            included: ``AESAM(perturbation=Adaptive(rho=0.5))`` is an adaptive ASAM. Default: ``None``.
-        descent (Descent, optional): What gradient the base optimizer gets, in place of the method's own choice.
+            step sees, in (0, 1]: see `AscentFraction`. Do not use it if samples depend on one another, such as stacked
+            pairs, if layers need more samples (GhostBatchNorm's ghost batch), or if a part needs the plain gradient of
+            the whole batch. BatchNorm's statistics then cover that fraction only: recompute them after training
+            (`sam_algos.recalibrate`). Default: ``1.0``, as in the papers.
+        policy (Policy, optional): When a step is sharp; replaces the method's own choice. Default: ``None``.
+        perturbation (Perturbation, optional): How the weights climb; replaces the method's own choice, including its
+            ``rho``: ``AESAM(perturbation=Adaptive(rho=0.5))`` is an adaptive ASAM. Default: ``None``.
+        descent (Descent, optional): Which gradient the base optimizer gets; replaces the method's own choice.
             Default: ``None``.
 
     Raises:
-        TypeError: If an argument is unknown, or the base optimizer's.
-        ValueError: If an argument is outside its range or has no effect beside a part that takes its place, or two
-            parts exclude one another.
+        TypeError: If an argument is unknown, or belongs to the base optimizer.
+        ValueError: If an argument is outside its range, if an argument has no effect because a part replaces it, or if
+            two parts exclude each other.
     """
 
-    title: ClassVar[str] = ""  # the paper's name of the method, where it is not the class's
+    title: ClassVar[str] = ""  # the paper's name for the method, if it differs from the class's
 
     synchronize: bool = field(default=False, kw_only=True)
     nonfinite: Literal["pass", "skip"] = field(default="pass", kw_only=True)
@@ -118,37 +118,37 @@ class Method(Options, WrapsOptimizer, ABC):
 
     @classmethod
     def _refuse_misplaced(cls, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
-        """Refuse what belongs to the base optimizer, as other packages take it here, before the options are read."""
+        """Refuse arguments of the base optimizer, which other packages take here, before the options are read."""
         given = [*arguments, *named.values()]
         if any(map(_is_trained, given)) or _BASE_OPTIONS & named.keys() - ranges(cls).keys():
             raise TypeError(
-                f"{cls.__name__}() takes the method's options only, and is then put around a base optimizer of your "
-                f"making, which has the parameters, lr and the like: {cls.__name__}(rho=...).wrap("
+                f"{cls.__name__}() takes the method's options only. Give the parameters, lr and the like to a base "
+                f"optimizer, and wrap it: {cls.__name__}(rho=...).wrap("
                 "torch.optim.SGD(model.parameters(), lr=0.1), model=model)."
             )
         super()._refuse_misplaced(arguments, named)
 
     @classmethod
     def _advise(cls, unknown: str, known: list[str]) -> str:
-        """Besides what is near: the adaptive ball is a method of its own."""
+        """Besides similar names, point ``adaptive`` to ASAM."""
         advice = super()._advise(unknown, known)
         return f"the adaptive ball is ASAM(rho=...). {advice}" if unknown == "adaptive" else advice
 
     @abstractmethod
     def parts(self) -> Parts:
-        """When, how, what and on which samples: the choices that this method is."""
+        """The method's choices: when a step is sharp, how the weights climb, which gradient is used, which samples."""
 
     def composition(self) -> Parts:
-        """The parts, with those in their place that the shared options choose."""
+        """The method's parts, except where the shared options replace them."""
         parts = self.parts()._replace(**self._given())
         return parts if self.ascent_fraction == 1 else parts._replace(samples=AscentFraction(self.ascent_fraction))
 
     def _given(self) -> dict[str, Part]:
-        """The parts given in place of the method's own, by axis."""
+        """The parts that replace the method's own, by axis."""
         return {axis: part for axis in _REPLACEABLE if (part := getattr(self, axis)) is not None}
 
     def __post_init__(self) -> None:
-        """Check the arguments, and that their parts can be combined."""
+        """Check the arguments, and that the parts can be combined."""
         super().__post_init__()
         for option in dataclasses.fields(self):
             self._refuse_without_effect(option.name, option.default)
@@ -165,11 +165,11 @@ class Method(Options, WrapsOptimizer, ABC):
             )
 
     def _refuse_without_effect(self, name: str, default: Any) -> None:
-        """Refuse an option of a part that another one takes the place of."""
+        """Refuse an option of a part that the caller replaced."""
         value, given = getattr(self, name), self._given()
         if not given or name in given or value == default:
             return
-        usual = object.__new__(type(self))  # unchecked: with this option alone at its default it may make no sense
+        usual = object.__new__(type(self))  # unchecked: the other options may be invalid without this one
         vars(usual).update(vars(self), **{name: default})
         without, own = usual.parts(), self.parts()
         if own != without and own._replace(**given) == without._replace(**given):
@@ -185,16 +185,16 @@ class Method(Options, WrapsOptimizer, ABC):
     ) -> SharpnessAwareOptimizer:
         """Make an optimizer for a hand-written loop.
 
-        Its ``step(closure)`` wants a closure that zeroes the gradients, runs forward and backward on all that the step
-        is about, and returns the loss; or one that returns a vector, the loss of each sample, and leaves the rest to
-        the step. Save ``method_state_dict()`` beside ``state_dict()``, which is the base optimizer's.
+        Pass ``step(closure)`` a closure that zeroes the gradients, runs forward and backward on all data of the
+        step, and returns the loss. Alternatively let the closure only return a vector, the loss of each sample; the
+        step then does the rest. Save ``method_state_dict()`` along with ``state_dict()``, the base optimizer's state.
 
-        The first sharp step may run the closure up to three more times, uncounted and without a trace in weights,
-        buffers, random streams and metrics, to see that it sees the displaced weights.
+        The first sharp step may run the closure up to three more times to check that it sees the displaced weights.
+        These runs are not counted and leave no trace in weights, buffers, random streams and metrics.
 
-        Where gradients are clipped or scaled, or something else takes the step, ``backward(closure)`` stands for
-        ``loss.backward()``, and the step follows on its own: of this optimizer or of the base optimizer. (In the
-        closure it would be too early to clip: its gradients decide and climb.)::
+        If you clip or scale gradients, or if other code takes the step, call ``backward(closure)`` in place of
+        ``loss.backward()``. Then call ``step()`` of this optimizer or of the base optimizer. (Do not clip in the
+        closure: the method still needs those gradients to decide and to climb.)::
 
             loss = optimizer.backward(closure)
             clip_grad_norm_(model.parameters(), 1.0)
@@ -202,17 +202,17 @@ class Method(Options, WrapsOptimizer, ABC):
 
         Args:
             optimizer (torch.optim.Optimizer): The base optimizer.
-            model (torch.nn.Module): What the closure calls, and owns every parameter of the optimizer: with data
-                parallelism the ``DistributedDataParallel``, not its ``module`` (which works too, but synchronises every
-                pass); a model and a loss with parameters of its own as a ``torch.nn.ModuleList`` of both.
-            total_steps (int, optional): Steps of the whole training, not counting those that are skipped; methods
-                with a schedule need it.
+            model (torch.nn.Module): The module that the closure calls. It must own every parameter of the optimizer.
+                With data parallelism give the ``DistributedDataParallel``, not its ``module`` (which works too, but
+                synchronises every pass). If the loss has parameters, give a ``torch.nn.ModuleList`` of model and loss.
+            total_steps (int, optional): Number of steps of the whole training, not counting skipped ones; methods with
+                a schedule need it.
 
         Returns:
             The wrapped optimizer.
 
         Raises:
-            TypeError: If it is called in another way.
+            TypeError: If the arguments do not fit this signature.
             ValueError: If ``total_steps`` is missing or not an integer >= 1, the model does not own the optimizer's
                 parameters, or the optimizer cannot be wrapped.
         """
@@ -224,8 +224,8 @@ class Method(Options, WrapsOptimizer, ABC):
         scheduled = parts.reader("reads_progress") is not None
         if total_steps is None and scheduled:
             raise ValueError(
-                f"{name}.wrap(total_steps=None): this method's schedule "
-                "needs the number of steps of the whole training, an integer >= 1."
+                f"{name}.wrap(total_steps=None): total_steps must be given, as this method's schedule depends on it: "
+                "the number of steps of the whole training, an integer >= 1."
             )
         if not (total_steps is None or (type(total_steps) is int and total_steps >= 1)):
             raise ValueError(f"{name}.wrap(total_steps={total_steps!r}): total_steps must be an integer >= 1.")
@@ -237,14 +237,14 @@ class Method(Options, WrapsOptimizer, ABC):
         )
 
     def _refuse_strangers(self, optimizer: Optimizer, model: torch.nn.Module) -> None:
-        """Refuse a model whose passes are not those of the optimizer's parameters: BatchNorm would count twice."""
+        """Refuse a model that does not own the optimizer's parameters: BatchNorm elsewhere would be updated twice."""
         owned = set(map(id, model.parameters()))
         params = [p for group in optimizer.param_groups for p in group["params"]]
         if strangers := [p for p in params if id(p) not in owned]:
             raise ValueError(
                 f"{type(self).__name__}.wrap(model={type(model).__name__}(...)): model must own every parameter of the "
-                f"optimizer; {len(strangers)} of {len(params)} are not in it, the first of shape "
-                f"{tuple(strangers[0].shape)}. For several modules give torch.nn.ModuleList([...])."
+                f"optimizer; {len(strangers)} of {len(params)} are not in it, the first with shape "
+                f"{tuple(strangers[0].shape)}. For several modules, give torch.nn.ModuleList([...])."
             )
 
     def _wrap(self, optimizer: Optimizer, passes: Passes) -> SharpnessAwareOptimizer:

@@ -194,6 +194,11 @@ def wrap(
     return method.wrap(optimizer, model=model, total_steps=total_steps)
 
 
+def model_of(optimizer: Any) -> nn.Module:
+    """The model that an optimizer's closures run; of a copy its copy."""
+    return optimizer._context.passes.model()
+
+
 def second_pass(optimizer: torch.optim.Optimizer) -> int:
     """The number of the pass that is the first at displaced weights, after the first step; it may be the only one."""
     return 1 if optimizer._context.needs.one_pass else 2
@@ -285,7 +290,7 @@ def distance(a: nn.Module, b: nn.Module) -> float:
 
 def refused(optimizer: Any, closure: Any, error: Any, match: str) -> None:
     """The step is refused, and leaves weights, state and memory as they were."""
-    model = optimizer._context.passes.model()
+    model = model_of(optimizer)
     before = snapshot(model, optimizer)
     with pytest.raises(error, match=match):
         optimizer.step(closure)

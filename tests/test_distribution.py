@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 def test_every_folder_of_the_package_is_in_the_wheel() -> None:
     named = set(
         re.findall(
-            r'"(sam_algos(?:\.\w+)?)",?', (ROOT / "pyproject.toml").read_text().split("packages = [")[1].split("]")[0]
+            r'"(sam_algos(?:\.\w+)*)",?', (ROOT / "pyproject.toml").read_text().split("packages = [")[1].split("]")[0]
         )
     )
     folders = {path.parent for path in (ROOT / "sam_algos").rglob("__init__.py")}

@@ -1,4 +1,4 @@
-"""``sam-algos train``."""
+"""``sam-algos train``: train, and print a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from sam_algos.command.arguments import add_json, add_recipe, recipe_of
+from sam_algos.command import Command, add_recipe, recipe_of
 from sam_algos.command.ending import rank, running
 from sam_algos.recipes.schema import describe
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sam_algos.recipes import Recipe
     from sam_algos.recipes.run import Run
 
-EPILOG = f"""\
+_EPILOG = f"""\
 examples:
   sam-algos train digits
   sam-algos train digits/sam                       the same as: sam-algos train digits method=sam
@@ -30,14 +30,7 @@ keys of a recipe and of overrides (dotted: section.key=value):
 {describe()}"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this command's arguments."""
-    add_recipe(parser)
-    add_json(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Train, and print the table."""
+def _run(args: argparse.Namespace) -> int:
     from sam_algos.recipes import find
 
     start = time.perf_counter()
@@ -49,22 +42,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train(recipe: Recipe, label: str, *, quiet: bool = False) -> Run:
-    """Train a recipe, with all rounds of its ``bootstrap``.
+    """Train a recipe, with all rounds of its ``bootstrap``; an automatic run name begins with `label`."""
+    from sam_algos.recipes.run import trainings  # imports Composer, which takes seconds
 
-    Args:
-        recipe (Recipe): Resolved, and its names checked.
-        label (str): What a run without a name is called, before the time.
-        quiet (bool, optional): Whether to say nothing meanwhile. Default: ``False``.
-
-    Returns:
-        Run: The last training, done.
-
-    Raises:
-        RecipeError: For whatever else is wrong with the recipe.
-    """
-    from sam_algos.recipes.bootstrap import trainings  # imports Composer, which takes seconds
-
-    # Smoothed and mixed labels add up to one but for rounding, of which Composer warns.
+    # Composer warns where rounding keeps smoothed and mixed labels from adding up to one.
     warnings.filterwarnings("ignore", message="Some targets have less than 1 total probability")
     return deque((_fitted(run, quiet) for run in trainings(recipe, label)), maxlen=1).pop()
 
@@ -103,3 +84,6 @@ def _json(run: Run) -> str:
     files = {"log": str(run.log), "recipe": str(run.recipe), "checkpoint": run.checkpoint}
     result: dict[str, Any] = {"metric": found and found.name, "value": found and found.value, **summary, **files}
     return json.dumps(result)
+
+
+COMMANDS = {"train": Command(_EPILOG, add_recipe, _run)}

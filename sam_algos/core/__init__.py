@@ -6,7 +6,7 @@ module                  what it knows
 `options`               validation; the only module that words an error about an argument
 `profiling`             ranges for ``torch.profiler``
 `tensors.shards`        sharded tensors, and what has to be equal on all processes
-`tensors.lists`         arithmetic on lists of tensors; `tensors.blocks` works through them in pieces that fit the cache
+`tensors.lists`         arithmetic on lists of tensors; `tensors.blocks` rescales them in blocks that fit the cache
 `tensors.vector`        one tensor per parameter as one long vector
 `tensors.parameters`    what a model calls its parameters, and which layers they belong to
 `tensors.gradients`     gradients as they lie on the parameters; `tensors.scaling`, the scale of a ``GradScaler``

@@ -11,17 +11,19 @@ import difflib
 import inspect
 import math
 import numbers
+import operator
+import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "NAMED",
     "Finite",
     "Fraction",
     "NameOrNone",
@@ -36,16 +38,19 @@ __all__ = [
     "Range",
     "Seed",
     "UnitInterval",
+    "fits",
     "is_number",
+    "ranged",
 ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values an option accepts: ``accepts`` decides, ``allowed`` says it in words."""
+    """The values an option accepts: ``accepts`` decides, ``allowed`` says it in words, ``schema`` in JSON Schema."""
 
     allowed: str
     accepts: Callable[[Any], bool]
+    schema: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
 
 
 def is_number(value: object) -> bool:
@@ -63,14 +68,64 @@ def _is_int(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _number(allowed: str, accepts: Callable[[Any], bool]) -> Range:
-    # A comparison with NaN is false, so every range below refuses NaN without naming it.
-    return Range(allowed, lambda value: is_number(value) and accepts(value))
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "boolean": lambda value: isinstance(value, bool),
+    "integer": _is_int,
+    "number": lambda value: is_number(value) and not math.isnan(value),
+    "string": lambda value: isinstance(value, str),
+    "null": lambda value: value is None,
+    "array": lambda value: isinstance(value, (list, tuple)),
+    "object": lambda value: isinstance(value, Mapping),
+}
+
+_KEYWORDS: dict[str, Callable[[Any, Any], bool]] = {
+    "enum": lambda value, choices: value in choices,
+    "minimum": operator.ge,
+    "maximum": operator.le,
+    "exclusiveMinimum": operator.gt,
+    "exclusiveMaximum": operator.lt,
+    "pattern": lambda value, pattern: re.search(pattern, value) is not None,
+    "items": lambda value, schema: all(fits(schema, item) for item in value),
+    "minItems": lambda value, least: len(value) >= least,
+    "uniqueItems": lambda value, _: all(item not in value[:number] for number, item in enumerate(value)),
+}
 
 
-def _or_none(hint: Any) -> Range:
-    inner = hint.__metadata__[0]
-    return Range(f"{inner.allowed}, or None", lambda value: value is None or inner.accepts(value))
+def fits(schema: Mapping[str, Any], value: Any) -> bool:
+    """Whether a value fits a JSON Schema.
+
+    Unlike in JSON, ``1.0`` is not an integer, and infinity is a number; NaN is not.
+
+    Args:
+        schema (Mapping[str, Any]): Its type, if it has one, and the keywords that restrict it; others are ignored.
+        value (Any): Any value; NumPy's numbers count as Python's.
+
+    Returns:
+        bool: True if it does.
+
+    Example:
+        >>> fits({"type": "number", "exclusiveMinimum": 0}, 0.1)
+        True
+    """
+    if "type" in schema and not _TYPES[schema["type"]](value):
+        return False
+    value = plain(value)  # NumPy would round the bounds to its own precision
+    return all(test(value, schema[keyword]) for keyword, test in _KEYWORDS.items() if keyword in schema)
+
+
+def ranged(allowed: str, kind: str, **keywords: Any) -> Range:
+    """A range that JSON Schema can express.
+
+    Args:
+        allowed (str): In words.
+        kind (str): A type of JSON: ``number``, ``integer``, ``string``, ...
+        **keywords (Any): What restricts it, as in JSON Schema.
+
+    Returns:
+        Range: To annotate a type with.
+    """
+    schema = {"type": kind, **keywords, "description": allowed}
+    return Range(allowed, partial(fits, schema), schema)
 
 
 def plain(value: Any) -> Any:
@@ -82,27 +137,20 @@ def plain(value: Any) -> Any:
     return float(value) if isinstance(value, numbers.Real) else value
 
 
-Positive: TypeAlias = Annotated[float, _number("a finite number > 0", lambda v: 0 < v < math.inf)]
-NonNegative: TypeAlias = Annotated[float, _number("a finite number >= 0", lambda v: 0 <= v < math.inf)]
-Finite: TypeAlias = Annotated[float, _number("a finite number", lambda v: -math.inf < v < math.inf)]
-UnitInterval: TypeAlias = Annotated[float, _number("a number in [0, 1)", lambda v: 0 <= v < 1)]
-Fraction: TypeAlias = Annotated[float, _number("a number in (0, 1]", lambda v: 0 < v <= 1)]
-Probability: TypeAlias = Annotated[float, _number("a number in [0, 1]", lambda v: 0 <= v <= 1)]
-ProbabilityOrNone: TypeAlias = Annotated[float | None, _or_none(Probability)]
-PositiveOrNone: TypeAlias = Annotated[float | None, _or_none(Positive)]
-NormOrder: TypeAlias = Annotated[float, _number("a number >= 1, infinity included", lambda v: v >= 1)]
-PositiveInt: TypeAlias = Annotated[int, Range("an integer >= 1", lambda v: _is_int(v) and v >= 1)]
-NameOrNone: TypeAlias = Annotated[
-    str | None, Range("a name, or None", lambda v: v is None or (isinstance(v, str) and bool(v.strip("-"))))
-]
-Seed: TypeAlias = Annotated[int, Range("an integer >= 0", lambda v: _is_int(v) and v >= 0)]
+_MAX = sys.float_info.max
 
-NAMED: dict[str, Range] = {
-    hint.__metadata__[0].allowed: hint.__metadata__[0]
-    for hint in list(globals().values())
-    if typing.get_origin(hint) is Annotated
-}
-"""The ranges above, by their words: with these a value can be checked whose class was not imported."""
+Positive: TypeAlias = Annotated[float, ranged("a finite number > 0", "number", exclusiveMinimum=0, maximum=_MAX)]
+NonNegative: TypeAlias = Annotated[float, ranged("a finite number >= 0", "number", minimum=0, maximum=_MAX)]
+Finite: TypeAlias = Annotated[float, ranged("a finite number", "number", minimum=-_MAX, maximum=_MAX)]
+UnitInterval: TypeAlias = Annotated[float, ranged("a number in [0, 1)", "number", minimum=0, exclusiveMaximum=1)]
+Fraction: TypeAlias = Annotated[float, ranged("a number in (0, 1]", "number", exclusiveMinimum=0, maximum=1)]
+Probability: TypeAlias = Annotated[float, ranged("a number in [0, 1]", "number", minimum=0, maximum=1)]
+ProbabilityOrNone: TypeAlias = Probability | None
+PositiveOrNone: TypeAlias = Positive | None
+NormOrder: TypeAlias = Annotated[float, ranged("a number >= 1, infinity included", "number", minimum=1)]
+PositiveInt: TypeAlias = Annotated[int, ranged("an integer >= 1", "integer", minimum=1)]
+NameOrNone: TypeAlias = Annotated[str, ranged("a name", "string", pattern="[^-]")] | None
+Seed: TypeAlias = Annotated[int, ranged("an integer >= 0", "integer", minimum=0)]
 
 
 def _range_of(hint: Any) -> Range:

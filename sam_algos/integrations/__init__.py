@@ -1,5 +1,5 @@
-"""Methods in frameworks whose loops take the step themselves; each module imports its own framework only.
+"""Methods in frameworks that take the step themselves. Each module imports only its own framework.
 
-They stand on `SharpnessAwareOptimizer.backward`: the framework keeps the base optimizer, its clipping, its scaler and
-its checkpoints, and gets the method's gradient where it expects that of ``loss.backward()``.
+They build on `SharpnessAwareOptimizer.backward`: the framework keeps the base optimizer, its clipping, its scaler and
+its checkpoints, and gets the method's gradient in place of the gradient of ``loss.backward()``.
 """

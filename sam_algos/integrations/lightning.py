@@ -1,4 +1,4 @@
-"""PyTorch Lightning, under either of its names."""
+"""PyTorch Lightning, imported as ``lightning`` or as ``pytorch_lightning``."""
 
 from __future__ import annotations
 
@@ -30,30 +30,31 @@ def _is_lightnings(cls: type) -> bool:
 
 
 class SharpnessAwareMixin:
-    """Makes a LightningModule with automatic optimization train by its ``method``.
+    """Makes a LightningModule with automatic optimization train with its ``method``.
 
-    ``class Net(SharpnessAwareMixin, LightningModule)`` returns a base optimizer from ``configure_optimizers``, as ever.
-    Clipping, precision, accumulation and checkpoints are the Trainer's, and act on the method's gradient.
+    Write ``class Net(SharpnessAwareMixin, LightningModule)`` and return a base optimizer from ``configure_optimizers``,
+    as usual. The Trainer still does clipping, precision, accumulation and checkpoints, on the method's gradient.
 
-    The first pass of a step is the Trainer's own, batch after batch, and what it logs and counts stays. Later passes
-    repeat it: they log nothing, and leave no trace in attributes of the module and of callbacks. Hooks around backward
-    run with every pass, as they may change gradients. With ``accumulate_grad_batches=k`` the ``k`` batches of a step
-    are kept until it ends, where later passes run them again.
+    The first pass of a step is the Trainer's own, batch by batch, and its logs and counts are kept. Later passes repeat
+    it: they log nothing, and leave no trace in attributes of the module and of callbacks. Hooks around backward run in
+    every pass, as they may change gradients. With ``accumulate_grad_batches=k`` the ``k`` batches of a step are kept
+    until its end, when the later passes run them again.
 
-    The method's figures are logged with each step. Checkpoints hold what the method remembers under the key
-    ``sharpness_aware``; one without it loads, too, and the method then begins. `docs/frameworks.md` has an example.
+    The method's metrics are logged with each step. Checkpoints hold the method's memory under the key
+    ``sharpness_aware``. A checkpoint without this key loads too, and the method then starts fresh.
+    `docs/frameworks.md` has an example.
 
-    With manual optimization the mixin is not needed: wrap the optimizer, and call its ``backward(closure)``.
+    With manual optimization you do not need the mixin: wrap the optimizer, and call its ``backward(closure)``.
 
     Attributes:
-        method (Method): The method, e.g. ``AESAM(rho=0.05)``; one whose passes run on the whole batch.
+        method (Method): The method, e.g. ``AESAM(rho=0.05)``. Its passes must run on the whole batch.
 
     Raises:
-        TypeError: If a class has the mixin after ``LightningModule``.
-        ValueError: When training begins, if ``method`` is none or needs passes on some of the samples, it has a
-            schedule and the number of steps is unknown, the optimizer cannot be wrapped, optimization is manual,
-            ``training_step`` takes ``dataloader_iter``, or the strategy is neither that of a single device nor
-            ``DistributedDataParallel``'s.
+        TypeError: If a class lists the mixin after ``LightningModule``.
+        ValueError: When training begins, if ``method`` is not a method or needs passes on some of the samples, if it
+            has a schedule and the number of steps is unknown, if the optimizer cannot be wrapped, if optimization is
+            manual, if ``training_step`` takes ``dataloader_iter``, or if the strategy is neither a single device nor
+            ``DistributedDataParallel``.
     """
 
     method: Method
@@ -62,7 +63,7 @@ class SharpnessAwareMixin:
     _repeats = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class whose LightningModule would hide the mixin."""
+        """Refuse a class in which LightningModule would hide the mixin."""
         super().__init_subclass__(**kwargs)
         before = cls.__mro__[: cls.__mro__.index(SharpnessAwareMixin)]
         if any(c.__name__ == "LightningModule" and _is_lightnings(c) for c in before):
@@ -78,7 +79,7 @@ class SharpnessAwareMixin:
 
     @trainer.setter
     def trainer(self, trainer: Any) -> None:
-        """Be attached, before anything trains; what searches for a batch size or a learning rate does so early."""
+        """Attach the Trainer, and replace its loop now: searches for a batch size or learning rate train early."""
         super(SharpnessAwareMixin, type(self)).trainer.fset(self, trainer)  # pyright: ignore
         if trainer is not None:
             loop = trainer.fit_loop.epoch_loop.automatic_optimization
@@ -97,7 +98,7 @@ class SharpnessAwareMixin:
             self._sharpness_aware.warn_if_idle()
 
     def on_save_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
-        """Save what the method remembers."""
+        """Save the method's memory."""
         super().on_save_checkpoint(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
         if self._loaded is not None:
             checkpoint[_KEY] = self._loaded
@@ -105,9 +106,9 @@ class SharpnessAwareMixin:
             checkpoint[_KEY] = self._sharpness_aware.method_state_dict()
 
     def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
-        """Keep what the method remembered for the next step, if it is training that goes on from there."""
+        """Keep the method's memory for the next step, if training resumes from the checkpoint."""
         super().on_load_checkpoint(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
-        trainer = getattr(self, "_trainer", None)  # none in `load_from_checkpoint`, which is for the weights
+        trainer = getattr(self, "_trainer", None)  # None in `load_from_checkpoint`, which loads weights
         if trainer is not None and trainer.state.fn == "fit":
             self._loaded = checkpoint.get(_KEY, {})
 
@@ -122,11 +123,13 @@ class SharpnessAwareMixin:
             super().print(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _wrap(self: Any) -> SharpnessAwareOptimizer:
-        """Put the method around the optimizer."""
+        """Wrap the optimizer in the method."""
         trainer = self.trainer
         method = getattr(self, "method", None)
         if not isinstance(method, Method):
-            raise ValueError(f"{type(self).__name__}.method={method!r}: method must be one of sam_algos, e.g. SAM().")
+            raise ValueError(
+                f"{type(self).__name__}.method={method!r}: method must be a method of sam_algos, e.g. SAM()."
+            )
         if (why := _refusal(self, method)) is not None:
             raise ValueError(f"{type(self).__name__}: {why}")
         base = trainer.optimizers[0]
@@ -138,12 +141,12 @@ class SharpnessAwareMixin:
         return optimizer
 
     def _log_figures(self: Any, *_: Any) -> None:
-        """Log the method's figures of the step that was taken."""
+        """Log the method's metrics of the step just taken."""
         if self._current_fx_name == "optimizer_step":
             self.log_dict(self._sharpness_aware.metrics)
 
     def _ready(self: Any, base: Any) -> SharpnessAwareOptimizer:
-        """The optimizer that steps by the method, with what a checkpoint remembered."""
+        """The wrapped optimizer, with the memory of a loaded checkpoint."""
         optimizer = self._sharpness_aware
         if optimizer is None or optimizer.base_optimizer is not base:
             optimizer = self._wrap()
@@ -154,7 +157,7 @@ class SharpnessAwareMixin:
 
 
 def _refusal(module: Any, method: Method) -> str | None:
-    """Why a module cannot train by a method."""
+    """Why a module cannot train with a method, or None if it can."""
     parts, trainer = method.composition(), module.trainer
     if parts.samples.selects or parts.reader("reads_losses") is not None:
         return f"method={method!r} needs a closure that takes samples. {_MANUAL}"
@@ -162,20 +165,20 @@ def _refusal(module: Any, method: Method) -> str | None:
         return f"automatic_optimization is off. {_MANUAL}"
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         return (
-            "training_step(dataloader_iter) takes its batches itself, and would take others in later passes. Let it "
-            "take the batch: training_step(batch, batch_idx)."
+            "training_step(dataloader_iter) draws its own batches, and later passes would draw different ones. Define "
+            "training_step(batch, batch_idx) instead."
         )
     strategy = next((c for c in type(trainer.strategy).__mro__ if _is_lightnings(c)), type(trainer.strategy)).__name__
     if strategy not in _STRATEGIES:
-        return f"the strategy must be one of {', '.join(_STRATEGIES)}, and is {strategy}."
+        return f"the strategy must be one of {', '.join(_STRATEGIES)}; it is {strategy}."
     return None
 
 
 def _total_steps(module: Any, method: Method) -> int | None:
-    """The steps of the whole training, if the method asks for them: to count them loads the data.
+    """The steps of the whole training, or None if the method does not need them (counting them loads the data).
 
     Raises:
-        ValueError: If they cannot be counted.
+        ValueError: If the steps cannot be counted.
     """
     if method.composition().reader("reads_progress") is None:
         return None
@@ -184,21 +187,22 @@ def _total_steps(module: Any, method: Method) -> int | None:
     if "GradientAccumulationScheduler" in callbacks:
         raise ValueError(
             f"{name}: method={method!r} needs the number of steps of the whole training, and "
-            "GradientAccumulationScheduler changes it from epoch to epoch. Use Trainer(accumulate_grad_batches=...)."
+            "GradientAccumulationScheduler changes that number between epochs. Use "
+            "Trainer(accumulate_grad_batches=...)."
         )
     with _without_epoch_of_averaging(trainer, callbacks.get("StochasticWeightAveraging")):
         steps = trainer.estimated_stepping_batches
     if not 1 <= steps < math.inf:
         raise ValueError(
             f"{name}: method={method!r} needs the number of steps of the whole training, which is unknown here. Use "
-            "Trainer(max_steps=...), or a data set that has a length with Trainer(max_epochs=...)."
+            "Trainer(max_steps=...), or a data set with a length and Trainer(max_epochs=...)."
         )
     return int(steps)
 
 
 @contextmanager
 def _without_epoch_of_averaging(trainer: Any, averaging: Any) -> Iterator[None]:
-    """Without the epoch that weight averaging adds for BatchNorm, in which nothing is stepped."""
+    """Leave out the epoch that weight averaging adds for BatchNorm: it takes no steps."""
     loop, epochs = trainer.fit_loop, trainer.fit_loop.max_epochs
     if averaging is not None and getattr(averaging, "_max_epochs", None) == epochs - 1:
         loop.max_epochs -= 1
@@ -209,7 +213,7 @@ def _without_epoch_of_averaging(trainer: Any, averaging: Any) -> Iterator[None]:
 
 
 class _Closures:
-    """Lightning's automatic optimization, whose closures run a step's passes for modules with the mixin."""
+    """Lightning's automatic optimization, with closures that run all passes of a step for modules with the mixin."""
 
     def _make_closure(self: Any, kwargs: Any, optimizer: Any, batch_idx: int) -> Any:
         closure = super()._make_closure(kwargs, optimizer, batch_idx)  # pyright: ignore[reportAttributeAccessIssue]
@@ -217,7 +221,7 @@ class _Closures:
         return _Closure(module, optimizer, closure) if isinstance(module, SharpnessAwareMixin) else closure
 
     def __reduce__(self: Any) -> Any:
-        """Pickle as what it was, for processes that are spawned; the class itself is made on the fly."""
+        """Pickle as the original class, for spawned processes: this class is created at run time."""
         return _new_loop, (type(self).__mro__[2],), self.__dict__
 
 
@@ -231,7 +235,7 @@ def _new_loop(kind: type) -> Any:
 
 
 class _Closure:
-    """Lightning's closure of a batch, which runs the passes of the step that the batch ends.
+    """Lightning's closure of a batch; the last batch of a step also runs the step's other passes.
 
     Args:
         module: The module.
@@ -244,13 +248,13 @@ class _Closure:
         self._ran = False
 
     def __call__(self) -> Any:
-        """Run what Lightning expects of the batch: its part of the first pass, and with the last one all others."""
+        """Run the batch's part of the first pass, and with the step's last batch all later passes."""
         trainer, closure = self._module.trainer, self._closure
         if closure._backward_fn is None:
-            return closure()  # statistics of BatchNorm are recomputed, and nothing is trained
+            return closure()  # weight averaging recomputes BatchNorm's statistics, and nothing is trained
         optimizer = self._module._ready(self._base)
         if closure._zero_grad_fn is not None:
-            optimizer.zero_grad()  # what an epoch that was cut short has accumulated
+            optimizer.zero_grad()  # drops gradients left over from an interrupted epoch
         if trainer.fit_loop._should_accumulate():
             return optimizer.accumulate(self._run)
         return optimizer.backward(self._run, scaler=getattr(trainer.precision_plugin, "scaler", None))
@@ -269,7 +273,7 @@ class _Closure:
     def _repeat(self) -> Any:
         module, closure, trainer = self._module, self._closure, self._module.trainer
         result, loggers = closure._result, trainer.loggers
-        closure._zero_grad_fn = None  # nothing is there to be zeroed, and Lightning counts it
+        closure._zero_grad_fn = None  # there is nothing to zero, and Lightning would count the call
         module._repeats, trainer.loggers = True, [_Silence(logger) for logger in loggers]
         try:
             return closure()
@@ -279,10 +283,10 @@ class _Closure:
 
 
 class _Silence:
-    """A logger, and all that it has: its values can be read, its functions do nothing.
+    """A stand-in for a logger and its attributes: plain values can be read, calls do nothing.
 
     Args:
-        real: What it stands for; None where nobody knows, as for what a function would return.
+        real: The object that it stands for; None if unknown, such as a function's result.
     """
 
     def __init__(self, real: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""The named methods, one file per paper; a new one, and what its ``__all__`` names, is registered by one line below."""
+"""The named methods, one file per paper. An import line below registers a file's ``__all__``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ METHODS: dict[str, type[Method]] = {
     for name, cls in _FOUND.items()
     if issubclass(cls, Method) and cls is not Method and name != "SharpnessAware"
 }
-"""Every named method, by the name that recipes and the benchmark use: that of its class in lower case."""
+"""Every named method. The key, which recipes and the benchmark use, is the class's name in lower case."""
 
 PARTS: dict[str, dict[str, type[Part]]] = {
     axis.__name__.lower(): {
@@ -58,7 +58,7 @@ PARTS: dict[str, dict[str, type[Part]]] = {
     }
     for axis in (Policy, Perturbation, Descent, Samples, Schedule)
 }
-"""Every part, by axis and by the name that recipes use: ``GradientNorm`` is ``gradient_norm``. A schedule is
-no axis, but has names too."""
+"""Every part, by axis and by the name that recipes use: ``GradientNorm`` is ``gradient_norm``. Schedules are listed
+here too, although they are not an axis."""
 
 __all__ += [name for name, cls in _FOUND.items() if issubclass(cls, (Method, Part))]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -34,18 +34,18 @@ INITIAL_VARIANCE = math.exp(-10)
 
 @dataclass(frozen=True, repr=False)
 class GradientNorm(Policy):
-    """Sharp where the squared gradient norm is large for its recent past.
+    """Sharp where the squared gradient norm is large compared with recent steps.
 
     With ``x = ‖g‖²``, each step first updates ``μ ← δ μ + (1-δ) x`` and then ``σ² ← δ σ² + (1-δ) (x - μ)²``, and is
-    sharp iff ``x ≥ μ + c σ``, where ``c`` goes from ``λ₂`` to ``λ₁`` as training goes on:
-    ``c = (t/T) λ₁ + (1 - t/T) λ₂``. A gradient that is not finite gives a flat step and is forgotten.
+    sharp iff ``x ≥ μ + c σ``. Over training ``c`` moves from ``λ₂`` to ``λ₁``: ``c = (t/T) λ₁ + (1 - t/T) λ₂``.
+    A non-finite gradient gives a flat step and does not enter the averages.
 
     Args:
         delta (float): Forgetting factor ``δ`` in [0, 1). Default: ``0.9``.
         lambda_1 (float): ``c`` at the end of training. Default: ``-1.0``.
-        lambda_2 (float): ``c`` at its beginning. Default: ``1.0``.
-        variance (float): ``σ²`` before the first step. It is absolute: lower it for a network whose squared
-            gradient norms are below its root. Default: ``exp(-10)``.
+        lambda_2 (float): ``c`` at the beginning of training. Default: ``1.0``.
+        variance (float): ``σ²`` before the first step. It is an absolute value: lower it if the network's squared
+            gradient norms are below its square root. Default: ``exp(-10)``.
     """
 
     reads_gradient: ClassVar[bool] = True
@@ -78,36 +78,36 @@ class GradientNorm(Policy):
 class AESAM(Method):
     """SAM where the gradient is large (`Jiang et al., 2023 <https://openreview.net/forum?id=6Wl7-M2BC->`_).
 
-    **Idea.** SAM's second gradient is worth its price where the loss is sharp. The squared gradient norm of the
-    mini-batch tells where that is, at the price of reading the gradient once.
+    **Idea.** SAM's second gradient is worth its cost where the loss is sharp. The squared norm of the mini-batch's
+    gradient indicates where that is, and costs only one read of the gradient.
 
-    **Equation.** A SAM step iff ``‖g‖² ≥ μ + c_t σ``, a plain step otherwise, with ``μ`` and ``σ²`` exponential
-    moving averages of ``‖g‖²`` and its variance, ``c_t = (t/T) λ₁ + (1 - t/T) λ₂``: see `GradientNorm`.
+    **Equation.** A SAM step iff ``‖g‖² ≥ μ + c_t σ``, a plain step otherwise. ``μ`` and ``σ²`` are exponential
+    moving averages of ``‖g‖²`` and of its variance, and ``c_t = (t/T) λ₁ + (1 - t/T) λ₂``: see `GradientNorm`.
 
-    **Cost.** ``1 + f`` gradients per step, ``f`` the fraction of sharp steps (logged as ``sam/fraction``): about
-    0.5 where ``‖g‖²`` is normally distributed and less where its tail is heavy. No memory between steps but two
-    numbers; during a sharp step one copy of the parameters.
+    **Cost.** ``1 + f`` gradients per step, where ``f`` is the fraction of sharp steps (logged as ``sam/fraction``):
+    about 0.5 if ``‖g‖²`` is normally distributed, less if its distribution has a heavy tail. Two numbers are kept
+    between steps; during a sharp step one copy of the parameters.
 
-    **A cost you can ask for.** ``target_fraction=0.2`` puts a fifth of the steps under SAM, whatever the gradients:
-    within 1 % from the hundredth step on, by a factor ``c_t`` that follows the count (`TargetFraction`).
-    ``target_overhead=0.1`` takes 10 % longer than plain training by the loop's own clock (`TargetOverhead`). Both
-    replace ``lambda_1`` and ``lambda_2``, compare ``log ‖g‖²`` in place of ``‖g‖²``, and need no ``total_steps``.
+    **Set the cost directly.** ``target_fraction=0.2`` makes a fifth of the steps sharp, whatever the gradients are:
+    from the hundredth step on within 1 %, by adapting ``c_t`` to the count so far (`TargetFraction`).
+    ``target_overhead=0.1`` takes 10 % longer than plain training, as measured in the loop (`TargetOverhead`). Both
+    replace ``lambda_1`` and ``lambda_2``, compare ``log ‖g‖²`` instead of ``‖g‖²``, and need no ``total_steps``.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
-    **Use it** where SAM pays and its time hurts: SAM's accuracy for three quarters of its gradients, or for a cost you
-    ask for.
+    **Use it** where SAM helps but takes too long: it gives SAM's accuracy for three quarters of SAM's gradients, or for
+    a cost that you set.
 
     Args:
         rho (float | Schedule): Radius of the perturbation. Default: ``0.05`` (as SAM).
         delta (float): Forgetting factor of the averages. Default: ``0.9`` (the paper).
         lambda_1 (float): Threshold factor at the end of training. Default: ``-1.0`` (the paper).
-        lambda_2 (float): Threshold factor at its beginning. Default: ``1.0`` (the paper).
+        lambda_2 (float): Threshold factor at the beginning of training. Default: ``1.0`` (the paper).
         target_fraction (float, optional): Fraction of sharp steps, in [0, 1]. Default: ``None``.
-        target_overhead (float, optional): Time over plain training, as a share of it, > 0. Default: ``None``.
+        target_overhead (float, optional): Extra time, as a fraction of plain training's, > 0. Default: ``None``.
 
     Raises:
-        ValueError: If an argument is outside its range, or more than one sets the cost.
+        ValueError: If an argument is outside its range, or if more than one argument sets the cost.
 
     Example:
         >>> import torch
@@ -141,22 +141,22 @@ class AESAM(Method):
 
 @dataclass(frozen=True, repr=False)
 class AELookSAM(Method):
-    """LookSAM whose sharp steps are AE-SAM's (`Jiang et al., 2023 <https://openreview.net/forum?id=6Wl7-M2BC->`_).
+    """LookSAM with AE-SAM's choice of sharp steps (`Jiang et al., 2023 <https://openreview.net/forum?id=6Wl7-M2BC->`_).
 
     **Idea.** Refresh LookSAM's direction where the gradient is large instead of every ``k`` steps.
 
-    **Equation.** Sharp iff ``‖g‖² ≥ μ + c_t σ`` (`GradientNorm`): a SAM step that refreshes ``g_v``. Otherwise
+    **Equation.** Iff ``‖g‖² ≥ μ + c_t σ`` (`GradientNorm`), a SAM step that refreshes ``g_v``. Otherwise
     ``w ← w - η (g + α (‖g‖ / ‖g_v‖) g_v)`` (`Reuse`), or a plain step while there is no ``g_v`` yet.
 
-    **Cost.** ``1 + f`` gradients per step, ``f`` the fraction of sharp steps (logged as ``sam/fraction``), about
-    0.2 with the defaults. One tensor per parameter between steps, kept in the optimizer's state and its
+    **Cost.** ``1 + f`` gradients per step, where ``f`` is the fraction of sharp steps (logged as ``sam/fraction``),
+    about 0.2 with the defaults. One tensor per parameter between steps, kept in the optimizer's state and its
     checkpoint (4 bytes per parameter in float32); during a sharp step two copies of the parameters.
 
-    **A cost you can ask for.** ``target_fraction`` and ``target_overhead``, as of `AESAM`.
+    **Set the cost directly** by ``target_fraction`` or ``target_overhead``, as in `AESAM`.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
-    **Use it** where even AE-SAM's time hurts. ``alpha`` needs care: too large, and training fails.
+    **Use it** where even AE-SAM takes too long. Choose ``alpha`` with care: training fails if it is too large.
 
     Args:
         rho (float | Schedule): Radius of the perturbation. Default: ``0.05`` (as SAM).
@@ -164,15 +164,15 @@ class AELookSAM(Method):
             same studies).
         delta (float): Forgetting factor of the averages. Default: ``0.9`` (the paper).
         lambda_1 (float): Threshold factor at the end of training. Default: ``0.0``.
-        lambda_2 (float): Threshold factor at its beginning. Default: ``2.0``. This pair is meant to reproduce the
-            paper's fraction of about 20 %; the logged fraction says what it does on your data.
-        max_age (int, optional): For how many steps after the sharp one ``g_v`` is reused; steps are plain from then on
-            until the next sharp one. Default: ``None``, without limit (the paper).
+        lambda_2 (float): Threshold factor at the beginning of training. Default: ``2.0``. This pair is meant to
+            reproduce the paper's fraction of about 20 %; the log shows the fraction on your data.
+        max_age (int, optional): Reuse ``g_v`` for this many steps after a sharp one. Later steps are plain until the
+            next sharp one. Default: ``None``, no limit (the paper).
         target_fraction (float, optional): Fraction of sharp steps, in [0, 1]. Default: ``None``.
-        target_overhead (float, optional): Time over plain training, as a share of it, > 0. Default: ``None``.
+        target_overhead (float, optional): Extra time, as a fraction of plain training's, > 0. Default: ``None``.
 
     Raises:
-        ValueError: If an argument is outside its range, or more than one sets the cost.
+        ValueError: If an argument is outside its range, or if more than one argument sets the cost.
 
     Example:
         >>> import torch
@@ -207,7 +207,7 @@ class AELookSAM(Method):
 
 
 def _policy(method: AESAM | AELookSAM) -> Policy:
-    """Where the gradient is large, by the paper's schedule or on as many steps as asked for."""
+    """The paper's schedule, or the policy that meets the target given."""
     if method.target_fraction is not None:
         return TargetFraction(method.target_fraction, method.delta)
     if method.target_overhead is not None:

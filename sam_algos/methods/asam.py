@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sam_algos.core.tensors import lists as tensors
-from sam_algos.core.tensors.blocks import blocks
+from sam_algos.core.tensors.blocks import rescale_twice_
 from sam_algos.method import Method
 from sam_algos.methods.sam import Interval, SharpGradient
 from sam_algos.parts import Ascent, NonNegative, Parts, Perturbation, Radius, Step
@@ -27,13 +27,13 @@ class Adaptive(Perturbation):
     """The steepest step in a ball that scales with the weights: ``ε = ρ T² g / ‖T g‖``.
 
     The normalisation ``T`` is ``|w| + η`` per element; with ``scope='filter'``, ``‖filter‖ + η`` for the weights
-    of a convolution; with ``scope='layer'``, ``‖w‖ + η`` of the whole tensor. As in the official code it applies
-    to parameters with ``weight`` in their name, normalisation layers included; the others have ``T = 1``, and
-    take part in the norm.
+    of a convolution; with ``scope='layer'``, ``‖w‖ + η`` of the whole tensor. As in the official code, it applies
+    to parameters with ``weight`` in their name, also in normalisation layers. All other parameters have ``T = 1``, and
+    still count in the norm.
 
     Args:
         rho (float | Schedule): Radius ``ρ``. Default: ``0.5``.
-        eta (float): ``η``, keeps ``T`` from vanishing with a weight. Default: ``0.01``.
+        eta (float): ``η``, keeps ``T`` above zero where a weight is zero. Default: ``0.01``.
         normalize_bias (bool): Apply ``T`` to every parameter. Default: ``False``.
         scope (str): ``'element'``, ``'filter'`` or ``'layer'``. Default: ``'element'``.
     """
@@ -44,7 +44,7 @@ class Adaptive(Perturbation):
     scope: Scope = "element"
 
     def ascend(self, step: Step) -> Ascent:
-        """``T² g``, and ``‖T g‖`` on the way."""
+        """Compute ``T² g``, and ``‖T g‖`` on the way."""
         d = step.scratch()
         names = step.names(d.params)
         normalized = [i for i, (name, _) in enumerate(names) if self.normalize_bias or "weight" in name]
@@ -52,15 +52,18 @@ class Adaptive(Perturbation):
         norms = []
         if others:
             norms.append(tensors.norm([d.values[i] for i in others], [d.params[i] for i in others]))
-        like, products_of = [d.params[i] for i in normalized], [d.values[i] for i in normalized]
-        for weights, products, of in blocks(step.weights(like), products_of, like=like, whole=self.scope != "element"):
-            factors = self._normalization(weights, of)
-            torch._foreach_mul_(products, factors)
-            norms.append(tensors.norm(products, of))
-            torch._foreach_mul_(products, factors)
+        if normalized:
+            like, gradients = [d.params[i] for i in normalized], [d.values[i] for i in normalized]
+            factor = self._elementwise if self.scope == "element" else None
+            weights = step.weights(like)
+            norms.append(rescale_twice_(gradients, self._normalization, weights, like=like, factor=factor))
         return Ascent(d, tensors.reciprocal(tensors.norm(norms, norms)), disposable=True)
 
-    def _normalization(self, weights: list[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    def _elementwise(self, _: Tensor, weight: Tensor) -> Tensor:
+        """``T`` of one tensor with ``scope='element'``."""
+        return weight.abs().add_(self.eta)
+
+    def _normalization(self, _: Sequence[Tensor], weights: list[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
         """``T`` of each, broadcastable to it."""
         if self.scope == "layer":
             return [layer.to(w) + self.eta for w, layer in zip(weights, tensors.norms(weights, like), strict=True)]
@@ -77,26 +80,26 @@ class Adaptive(Perturbation):
 class ASAM(Method):
     """Adaptive sharpness-aware minimization (`Kwon et al., 2021 <https://arxiv.org/abs/2102.11600>`_).
 
-    **Idea.** Rescaling two ReLU layers by ``τ`` and ``1/τ`` changes nothing in what a network computes, but
-    changes its sharpness in a ball of fixed radius. ASAM's ball scales with the weights, so that networks that
-    compute the same are equally sharp.
+    **Idea.** Rescaling two ReLU layers by ``τ`` and ``1/τ`` does not change what a network computes, but it does
+    change its sharpness in a ball of fixed radius. ASAM's ball scales with the weights, so networks that compute the
+    same function are equally sharp.
 
     **Equation.** ``w ← w - η_lr ∇L(w + ε)`` with ``ε = ρ T² g / ‖T g‖`` and ``T = |w| + η``: see `Adaptive`.
 
     **Cost.** 2 gradients per step. No memory between steps; during a step one copy of the parameters.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights
-    (with ``ascent_fraction`` parts of them, and recalibration helps: `sam_algos.recalibrate`).
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
+    With ``ascent_fraction`` that pass sees part of each batch, and recalibration helps: `sam_algos.recalibrate`.
 
-    **Use it** as SAM, for networks without strong weight decay or with layers of very different scale. Its radius
-    is not SAM's: about ten times larger.
+    **Use it** like SAM, for networks without strong weight decay or with layers of very different scale. Its radius
+    is about ten times larger than SAM's.
 
     Args:
         rho (float | Schedule): Radius of the perturbation. Default: ``0.5`` (the official code for CIFAR-10; 1.0 for
             CIFAR-100). Ports that set ``eta=0`` and normalise biases need about 2.0.
         eta (float): Added to ``|w|``. Default: ``0.01`` (the official code).
         normalize_bias (bool): Normalise biases too. Default: ``False`` (the official code).
-        scope (str): ``'element'``, ``'filter'`` or ``'layer'``: what one factor of the normalisation covers.
+        scope (str): What one normalisation factor covers: ``'element'``, ``'filter'`` or ``'layer'``.
             Default: ``'element'`` (the official code).
 
     Raises:

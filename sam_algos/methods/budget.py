@@ -1,4 +1,4 @@
-"""Policies that spend a given cost on the steps whose gradient is large; they are no paper's."""
+"""Policies that spend a given budget on the steps with the largest gradients. They are this package's own."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from sam_algos.parts import Decision, Memory, Policy, Positive, Probability, Ste
 __all__ = ["TargetFraction", "TargetOverhead"]
 
 TOLERANCE = 0.01
-"""How far the fraction of sharp steps may be from what is due."""
+"""How far the fraction of sharp steps may be from its target."""
 
 MOST = 0.99
-"""The largest fraction of sharp steps that time can buy."""
+"""The largest fraction of sharp steps that a time budget can buy."""
 
 _NORMAL = NormalDist()
 _INITIAL: Memory = {"mean": 0.0, "variance": 0.0, "ahead": 0.0, "since": None, "index": 0, "sharp": 0}
 
 
 def _decide(step: Step, fraction: float, delta: float) -> Decision:
-    """Sharp where ``log ‖g‖²`` is among the largest of its recent past, as many as make ``fraction`` come out."""
+    """Sharp where ``log ‖g‖²`` is among the largest of recent steps, with the threshold that yields ``fraction``."""
     if not 0 < step.gradient_norm < math.inf:
         return Decision(False)
     y = 2 * math.log(step.gradient_norm)
     last = step.memory
     if last["since"] is None:
         last = {**_INITIAL, "mean": y, "since": step.index, "index": step.index, "sharp": step.sharp}
-    mean = last["mean"] + (1 - delta) * (y - last["mean"])  # to the last bit y where all were
+    mean = last["mean"] + (1 - delta) * (y - last["mean"])  # exactly y if all values so far were y
     variance = delta * last["variance"] + (1 - delta) * (y - mean) * (y - mean)
-    # By the counts of the loop: steps whose decision was not remembered are in them.
+    # Use the loop's counts: they include steps whose decision was not remembered.
     ahead = last["ahead"] + (step.sharp - last["sharp"]) - fraction * (step.index - last["index"])
     p = fraction - ahead / max(1.0, TOLERANCE * (step.index - last["since"] + 1))
     if 0 < p < 1:
@@ -45,28 +45,28 @@ def _decide(step: Step, fraction: float, delta: float) -> Decision:
 
 @dataclass(frozen=True, repr=False)
 class TargetFraction(Policy):
-    """Sharp where the gradient norm is large for its recent past, on a given fraction ``f`` of the steps.
+    """Sharp where the gradient norm is large compared with recent steps, on a given fraction ``f`` of the steps.
 
     With ``y = log ‖g‖²``, each step first updates ``μ ← δ μ + (1-δ) y`` and ``σ² ← δ σ² + (1-δ) (y - μ)²`` as
-    `GradientNorm` does, from ``μ = y`` and ``σ² = 0`` at the first step. Step ``t`` is sharp iff ``y ≥ μ + c σ``, where
-    a normal ``y`` exceeds ``μ + c σ`` with probability::
+    `GradientNorm` does. At the first step ``μ = y`` and ``σ² = 0``. Step ``t`` is sharp iff ``y ≥ μ + c σ``, where
+    ``c`` is chosen so that a normally distributed ``y`` exceeds ``μ + c σ`` with probability::
 
         p = f - (n - f t) / max(1, (t + 1) / 100)
 
-    and ``n`` of the ``t`` steps before it were sharp: never if ``p ≤ 0``, always if ``p ≥ 1``. So a sharp step is one
-    with ``n - f t < f max(1, (t + 1) / 100)``, a plain one the converse, and whatever the gradients are, the fraction
-    after ``t`` steps **is within max(1 / t, 1 %) of the target**: within 1 % from the hundredth step on. A higher
-    ``y`` than the distribution's is asked for where too many steps were sharp, and the room to wait for large gradients
-    grows with ``t``: of independent draws it takes nearly the largest (with ``f = 0.2`` and ``δ = 0.9``, 0.93 of what
-    the largest are above the average).
+    Here ``n`` is the number of sharp steps among the ``t`` before it. The step is never sharp if ``p ≤ 0`` and always
+    sharp if ``p ≥ 1``. So a sharp step has ``n - f t < f max(1, (t + 1) / 100)``, and a plain step has
+    ``n - f t > (f - 1) max(1, (t + 1) / 100)``. Whatever the gradients are, the fraction after ``t`` steps **is within
+    max(1 / t, 1 %) of the target**: within 1 % from the hundredth step on. If too many steps were sharp, the threshold
+    rises. The room to wait for large gradients grows with ``t``: from independent draws the policy picks nearly the
+    largest (with ``f = 0.2`` and ``δ = 0.9``, their excess over the average is 0.93 of the largest possible).
 
-    ``n`` counts from the policy's first step, also in a checkpoint of another method. Where the target changes on a
-    resume, it holds for the steps that follow; nothing is made up for. A gradient that is zero or not finite gives a
-    plain step, which counts.
+    ``n`` counts from the policy's first step, also when resuming from a checkpoint of another method. If you change the
+    target on a resume, it applies to the steps that follow; earlier steps are not compensated for. A gradient that is
+    zero or not finite gives a plain step, which counts.
 
     Args:
-        fraction (float): Fraction ``f`` of sharp steps, in [0, 1]; 0 is training without the method, 1 is sharp on
-            every step. Default: ``0.2``, what the AE-SAM paper reports for AE-LookSAM.
+        fraction (float): Fraction ``f`` of sharp steps, in [0, 1]; 0 trains without the method, 1 makes every step
+            sharp. Default: ``0.2``, the fraction that the AE-SAM paper reports for AE-LookSAM.
         delta (float): Forgetting factor ``δ`` in [0, 1). Default: ``0.9`` (AE-SAM's).
     """
 
@@ -78,7 +78,7 @@ class TargetFraction(Policy):
 
     @property
     def never(self) -> bool:
-        """With ``fraction=0``."""
+        """True with ``fraction=0``."""
         return self.fraction == 0
 
     def initial(self) -> Memory:
@@ -86,33 +86,34 @@ class TargetFraction(Policy):
         return _INITIAL
 
     def decide(self, step: Step) -> Decision:
-        """Among the largest ``p``."""
+        """Sharp if the gradient norm is among the largest ``p``."""
         return _decide(step, self.fraction, self.delta)
 
 
 @dataclass(frozen=True, repr=False)
 class TargetOverhead(Policy):
-    """Sharp where the gradient norm is large for its recent past, for a given share of time over plain training.
+    """Sharp where the gradient norm is large compared with recent steps, within a given time overhead.
 
-    The loop measures what plain and sharp steps take, ``s₀`` and ``s₁`` seconds, and what of a plain step is the
-    method's own, ``h`` (`Step.seconds`: medians of the latest 31, averaged over processes). Training
-    without the method takes ``b = s₀ - h`` a step, so the target overhead ``o`` pays for the fraction ::
+    The loop measures the seconds that plain and sharp steps take, ``s₀`` and ``s₁``, and the seconds ``h`` of a plain
+    step that the method itself takes (`Step.seconds`: medians of the latest 31, averaged over processes). Training
+    without the method takes ``b = s₀ - h`` per step, so the target overhead ``o`` pays for this fraction of sharp
+    steps::
 
         f = (o b - h) / (s₁ - s₀)
 
-    of sharp steps, at most 0.99 of them, as one plain step in a hundred keeps the comparison alive. Which steps these
-    are is `TargetFraction`'s choice: after ``t`` steps their number differs from the sum of the ``f`` by no more than
-    ``max(1, t / 100)``, and by the first three sharp steps, which are taken as soon as plain ones have been measured:
-    one to warm up and two to be measured.
+    ``f`` is at most 0.99, so that one plain step in a hundred keeps ``s₀`` up to date. `TargetFraction` chooses which
+    steps are sharp. After ``t`` steps their number differs from the sum of the ``f`` by at most ``max(1, t / 100)``,
+    apart from the first three sharp steps: they are taken as soon as plain steps have been measured, one to warm up and
+    two to be measured.
 
-    Where the budget is smaller than the method's own share, ``f`` is 0: no step is sharp, and the overhead is above the
-    target. Where sharp steps cost no more than the budget, ``f`` is 0.99. What could not be spent lapses. Both show in
-    what is logged: ``sam/target_fraction`` is ``f``, ``sam/overhead`` what all steps so far would cost at the present
-    ``s₀``, ``s₁`` and ``h``, as a share of ``b``. The times are estimates: on a busy machine they, and what they pay
-    for, fluctuate.
+    If the budget is smaller than the method's own time, ``f`` is 0: no step is sharp, and the overhead is above the
+    target. If sharp steps cost no more than the budget, ``f`` is 0.99. Unspent budget is lost. The log shows both:
+    ``sam/target_fraction`` is ``f``, and ``sam/overhead`` is what all steps so far would cost at the present ``s₀``,
+    ``s₁`` and ``h``, as a fraction of ``b``. The times are estimates: on a busy machine they fluctuate, and ``f`` with
+    them.
 
     Args:
-        overhead (float): Target overhead ``o``, as a share of plain training's time, > 0. Default: ``0.1``.
+        overhead (float): Target overhead ``o``, as a fraction of plain training's time, > 0. Default: ``0.1``.
         delta (float): Forgetting factor ``δ`` in [0, 1). Default: ``0.9`` (AE-SAM's).
     """
 
@@ -128,7 +129,7 @@ class TargetOverhead(Policy):
         return _INITIAL
 
     def decide(self, step: Step) -> Decision:
-        """Among as many of the largest as the budget pays for."""
+        """Sharp if the gradient norm is among the largest that the budget pays for."""
         plain, sharp, own = step.seconds
         if math.isnan(sharp):
             decision = _decide(step, 0.0, self.delta)

@@ -1,4 +1,4 @@
-"""A method composed of any parts."""
+"""A method composed of parts that you choose."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ __all__ = ["SharpnessAware"]
 class SharpnessAware(Method):
     """Any combination of parts.
 
-    **Idea.** When, how, what and on which samples are independent choices; see `sam_algos.core.parts`. The named
-    methods are such combinations, and ``SharpnessAware()`` is SAM.
+    **Idea.** When a step is sharp, how the weights climb, which gradient the optimizer gets and which samples each pass
+    sees are independent choices; see `sam_algos.core.parts`. The named methods are such combinations, and
+    ``SharpnessAware()`` is SAM.
 
-    **Equation.** ``w ← w - η descent(g, ∇L(w + ε))`` where the policy says so, ``w ← w - η descent(g)`` elsewhere.
+    **Equation.** ``w ← w - η descent(g, ∇L(w + ε))`` on steps that the policy makes sharp, ``w ← w - η descent(g)``
+    on the others.
 
-    **Cost.** What its parts read, logged as ``sam/gradients``; memory as they say.
+    **Cost.** The gradients that its parts read, logged as ``sam/gradients``. Each part documents its memory.
 
     **Use it** for a combination that has no name.
 
@@ -28,7 +30,7 @@ class SharpnessAware(Method):
         policy (Policy): When a step is sharpness-aware. Default: ``Interval(k=1)``.
         perturbation (Perturbation): How the weights climb. Default: ``PNorm(rho=0.05, p=2.0)``.
         descent (Descent): What gradient the base optimizer gets. Default: ``SharpGradient()``.
-        samples (Samples): On which samples each pass is run. Default: ``WholeBatch()``.
+        samples (Samples): Which samples each pass runs on. Default: ``WholeBatch()``.
 
     Raises:
         ValueError: If an argument is not a part of its kind, or two parts exclude one another.

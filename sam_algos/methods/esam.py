@@ -33,7 +33,7 @@ class RandomMask(Perturbation):
     """Climb with some of the parameters: ``ε = (ρ/β) m ⊙ g / ‖m ⊙ g‖`` (the paper's stochastic weight perturbation).
 
     ``m`` keeps each parameter tensor with probability ``β``. The draws are a function of seed and step, the same on all
-    processes and after a resume; those that are not kept cost nothing. A step that keeps none is a plain one.
+    processes and after a resume. Tensors that are not kept cost nothing. A step that keeps none is a plain step.
 
     Args:
         rho (float | Schedule): Radius ``ρ``. Default: ``0.05``.
@@ -54,13 +54,13 @@ class RandomMask(Perturbation):
 
 @dataclass(frozen=True, repr=False)
 class MostSensitive(Samples):
-    """The sharp gradient on the samples whose loss grows most (the paper's sharpness-sensitive data selection).
+    """The sharp gradient on the samples with the largest increase in loss (the paper's sharpness-sensitive selection).
 
-    Of a batch of ``B`` samples it takes the ``⌈γB⌉`` with the largest ``L_i(w + ε) - L_i(w)``, and averages over them.
-    With several data-parallel processes or microbatches each process chooses among its own samples.
+    From a batch of ``B`` samples it takes the ``⌈γB⌉`` with the largest ``L_i(w + ε) - L_i(w)``, and averages over
+    them. With several data-parallel processes or microbatches each process chooses among its own samples.
 
     Args:
-        gamma (float): Share ``γ`` of the samples, in (0, 1]. Default: ``0.5``.
+        gamma (float): Fraction ``γ`` of the samples, in (0, 1]. Default: ``0.5``.
     """
 
     selects: ClassVar[bool] = True
@@ -69,13 +69,13 @@ class MostSensitive(Samples):
     gamma: Fraction = 0.5
 
     def sharp(self, step: Step, climb: Climb) -> Update:
-        """The gradient at ``w + ε`` of the chosen samples."""
+        """The gradient at ``w + ε`` on the chosen samples."""
         there = step.at(climb(step))
         growth = there.losses - step.losses
         return Update(there.on_largest(growth, math.ceil(self.gamma * len(growth) * (1 - 1e-9))).gradient)
 
     def conflict(self, others: Parts) -> str | None:
-        """The losses at ``w`` come with the gradient there."""
+        """Refuse a perturbation without a pass at ``w``: that pass gives the losses there."""
         if not others.perturbation.own_pass:
             return f"with {type(others.perturbation).__name__}, which has no pass at the clean weights"
         return None
@@ -85,28 +85,28 @@ class MostSensitive(Samples):
 class ESAM(Method):
     """SAM with some of the weights and some of the samples (`Du et al., 2022 <https://arxiv.org/abs/2110.03141>`_).
 
-    **Idea.** A random part of the weights is enough to climb with, and the samples that make the loss sharp are enough
-    for the second gradient.
+    **Idea.** It is enough to perturb a random subset of the weights, and to compute the second gradient on the samples
+    that make the loss sharp.
 
-    **Equation.** ``w ← w - η ∇L(B⁺; w + ε)`` with ``ε = (ρ/β) m ⊙ g / ‖m ⊙ g‖``, ``m`` a random mask over the parameter
-    tensors, and ``B⁺`` the ``⌈γ|B|⌉`` samples with the largest ``L_i(w + ε) - L_i(w)``: see `RandomMask` and
-    `MostSensitive`.
+    **Equation.** ``w ← w - η ∇L(B⁺; w + ε)`` with ``ε = (ρ/β) m ⊙ g / ‖m ⊙ g‖``. ``m`` is a random mask over the
+    parameter tensors, and ``B⁺`` holds the ``⌈γ|B|⌉`` samples with the largest ``L_i(w + ε) - L_i(w)``: see
+    `RandomMask` and `MostSensitive`.
 
     **Cost.** ``1 + γ`` gradients and one forward pass per step (with ``gamma=1``, 2 gradients). No memory between
     steps; during a step one copy of the parameters.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
-    **Use it** for a part of SAM's overhead saved on every step, where the loss of each sample is to be had: in a
-    hand-written loop the closure takes the samples and returns their losses (see the example); in Composer's Trainer
-    the model's ``loss`` is asked for ``reduction='none'``, as Composer's SelectiveBackprop does. Not with many wrong
-    labels: on the digits with 40 % label noise, 20 epochs and one seed, ``gamma=0.5`` gave 67 %, ``gamma=1`` 96 %.
+    **Use it** to save part of SAM's overhead on every step, if the loss of each sample is available. In a hand-written
+    loop the closure takes the samples and returns their losses (see the example). In Composer's Trainer the method
+    calls the model's ``loss`` with ``reduction='none'``, as Composer's SelectiveBackprop does. Do not use it with many
+    wrong labels: on the digits with 40 % label noise (20 epochs, one seed) ``gamma=0.5`` gave 67 %, ``gamma=1`` 96 %.
 
     Args:
         rho (float | Schedule): Radius of the perturbation. Default: ``0.05`` (as SAM).
         beta (float): Probability that a parameter tensor climbs. Default: ``0.6`` (the official code for ResNet-18;
             0.5 elsewhere).
-        gamma (float): Share of the samples in the second gradient. Default: ``0.5`` (the official code).
+        gamma (float): Fraction of the samples in the second gradient. Default: ``0.5`` (the official code).
         seed (int): Seed of the mask. Default: ``0``.
 
     Raises:

@@ -19,26 +19,26 @@ MEAN = "friendly_mean"
 
 @dataclass(frozen=True, repr=False)
 class Friendly(Perturbation):
-    """Climb along what a mini-batch adds to the gradient of the whole data: ``ε = ρ d / ‖d‖``.
+    """Climb along the part of the gradient that is specific to the mini-batch: ``ε = ρ d / ‖d‖``.
 
-    ``d = g - σ m_{t-1}``, with ``m_t = λ m_{t-1} + (1-λ) g`` standing in for the full gradient. ``m`` is zero at first,
-    the same on all processes, and moves on the steps that climb.
+    ``d = g - σ m_{t-1}``, where ``m_t = λ m_{t-1} + (1-λ) g`` estimates the full gradient. ``m`` starts at zero, is the
+    same on all processes, and is updated on the steps that climb.
 
     Args:
         rho (float | Schedule): Radius ``ρ``. Default: ``0.05``.
-        sigma (float): ``σ``, how much of the full gradient is taken away. Default: ``1.0``.
-        lmbda (float): ``λ``, forgetting factor of its estimate, in [0, 1). Default: ``0.9``.
+        sigma (float): ``σ``, the multiple of the estimated full gradient to subtract. Default: ``1.0``.
+        lmbda (float): ``λ``, forgetting factor of the estimate, in [0, 1). Default: ``0.9``.
     """
 
     reads_gradient: ClassVar[bool] = True
-    reads_scale: ClassVar[bool] = True  # of gradients of several steps, between which it may change
+    reads_scale: ClassVar[bool] = True  # it combines gradients of several steps, and the scale may change in between
     buffers: ClassVar[tuple[str, ...]] = (MEAN,)
 
     sigma: NonNegative = 1.0
     lmbda: UnitInterval = 0.9
 
     def ascend(self, step: Step) -> Ascent:
-        """``d``, and what becomes of ``m``."""
+        """``d``, and the new ``m``."""
         g, m = step.gradient, step.recall(MEAN)
         d = g - self.sigma * m.among(g.params)
         m = (self.lmbda * m).add_(g, 1 - self.lmbda)
@@ -49,25 +49,25 @@ class Friendly(Perturbation):
 class FriendlySAM(Method):
     """SAM along the noise of the mini-batch (`Li et al., 2024 <https://arxiv.org/abs/2403.12350>`_).
 
-    **Idea.** Of SAM's perturbation, the part along the full gradient hurts generalisation, and the part that is the
-    mini-batch's own helps. Take an estimate of the full gradient away before climbing.
+    **Idea.** The part of SAM's perturbation along the full gradient hurts generalisation; the part specific to the
+    mini-batch helps. Subtract an estimate of the full gradient before climbing.
 
     **Equation.** ``w ← w - η ∇L(w + ε)`` with ``ε = ρ d / ‖d‖``, ``d = g - σ m_{t-1}`` and
     ``m_t = λ m_{t-1} + (1-λ) g``: see `Friendly`.
 
     **Cost.** 2 gradients per step. One tensor per parameter between steps, kept in the optimizer's state and its
     checkpoint (4 bytes per parameter in float32); during a step two copies of the parameters. The first gradient is
-    synchronised between processes, as all have to remember the same.
+    synchronised between processes, so that all remember the same average.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
     **Use it** where SAM is used, at SAM's cost.
 
     Args:
         rho (float | Schedule): Radius of the perturbation. Default: ``0.05`` (as SAM).
-        sigma (float): How much of the full gradient is taken away; with 0 it is SAM. Default: ``1.0`` (the official
+        sigma (float): Multiple of the estimated full gradient to subtract; 0 gives SAM. Default: ``1.0`` (the official
             code).
-        lmbda (float): Forgetting factor of its estimate. Default: ``0.9`` (the official code; 0.6 was best for
+        lmbda (float): Forgetting factor of the estimate. Default: ``0.9`` (the official code; 0.6 was best for
             ResNet-18).
 
     Raises:

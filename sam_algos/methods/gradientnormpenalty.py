@@ -19,8 +19,8 @@ class Mixed(Descent):
     """A mixture of both gradients: ``(1-α) g + α g_s``.
 
     Args:
-        alpha (float): ``α``, the share of ``g_s``; with 1 it is SAM's descent, beyond 1 ``g`` counts against. Default:
-            ``0.8``.
+        alpha (float): ``α``, the weight of ``g_s``; 1 gives SAM's descent, and above 1 the weight of ``g`` is negative.
+            Default: ``0.8``.
     """
 
     reads_gradient: ClassVar[bool] = True
@@ -28,7 +28,7 @@ class Mixed(Descent):
     alpha: NonNegative = 0.8
 
     def sharp(self, step: Step, g_s: Vector) -> Update:
-        """``(1-α) g + α g_s``, in the plain gradient's memory."""
+        """``(1-α) g + α g_s``, computed in the plain gradient's memory."""
         if self.alpha == 1:
             return Update(g_s)
         return Update(step.scratch().mul_(1 - self.alpha).add_(g_s, self.alpha))
@@ -38,21 +38,21 @@ class Mixed(Descent):
 class GradientNormPenalty(Method):
     """Penalise the norm of the gradient (`Zhao et al., 2022 <https://arxiv.org/abs/2202.03599>`_).
 
-    **Idea.** Where the gradient is short around a minimum, the minimum is flat: minimise ``L + λ ‖∇L‖``. The gradient
-    of the norm is a product with the Hessian, for which a difference of two gradients stands in.
+    **Idea.** A minimum is flat if the gradients around it are small: minimise ``L + λ ‖∇L‖``. The gradient of the norm
+    is a product with the Hessian, which a difference of two gradients approximates.
 
     **Equation.** ``w ← w - η ((1-α) g + α g_s)`` with ``g_s = ∇L(w + ρ g / ‖g‖)`` and ``α = λ / ρ``: see `Mixed`.
 
     **Cost.** 2 gradients per step. No memory between steps; during a step two copies of the parameters. The first
-    gradient is synchronised between processes, as the base optimizer gets a part of it.
+    gradient is synchronised between processes, since it is part of the base optimizer's gradient.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
     **Use it** where SAM is used, at SAM's cost.
 
     Args:
         rho (float | Schedule): Radius of the perturbation. Default: ``0.05`` (as SAM).
-        alpha (float): Share of the sharp gradient; with 1 it is SAM. Default: ``0.8`` (the official code).
+        alpha (float): Weight of the sharp gradient; 1 gives SAM. Default: ``0.8`` (the official code).
 
     Raises:
         ValueError: If an argument is outside its range.

@@ -27,13 +27,13 @@ __all__ = ["GSAM", "SurrogateGap"]
 
 @dataclass(frozen=True, repr=False)
 class SurrogateGap(Descent):
-    """Lower the perturbed loss, and the surrogate gap ``L(w + ε) - L(w)`` besides: ``g_s - α g_⊥``.
+    """Lower both the perturbed loss and the surrogate gap ``L(w + ε) - L(w)``: ``g_s - α g_⊥``.
 
-    ``g_⊥ = g - (⟨g, g_s⟩ / ‖g_s‖²) g_s`` is the part of the plain gradient orthogonal to ``g_s``. To climb along it
-    raises the loss at ``w``, which closes the gap, and to first order leaves the perturbed loss where it is.
+    ``g_⊥ = g - (⟨g, g_s⟩ / ‖g_s‖²) g_s`` is the part of the plain gradient orthogonal to ``g_s``. Climbing along it
+    raises the loss at ``w``, which closes the gap, and to first order does not change the perturbed loss.
 
     Args:
-        alpha (float): ``α``; with 0 it is SAM's descent. Default: ``0.4``.
+        alpha (float): ``α``; 0 gives SAM's descent. Default: ``0.4``.
     """
 
     reads_gradient: ClassVar[bool] = True
@@ -41,7 +41,7 @@ class SurrogateGap(Descent):
     alpha: NonNegative = 0.4
 
     def sharp(self, step: Step, g_s: Vector) -> Update:
-        """``g_s - α g_⊥ = (1 + α ⟨g, g_s⟩ / ‖g_s‖²) g_s - α g``, in the plain gradient's memory."""
+        """``g_s - α g_⊥ = (1 + α ⟨g, g_s⟩ / ‖g_s‖²) g_s - α g``, computed in the plain gradient's memory."""
         if not self.alpha:
             return Update(g_s)
         inverse = reciprocal(g_s.norm())
@@ -53,27 +53,28 @@ class SurrogateGap(Descent):
 class GSAM(Method):
     """SAM that narrows the surrogate gap (`Zhuang et al., 2022 <https://arxiv.org/abs/2203.08065>`_).
 
-    **Idea.** A low loss at ``w + ε`` does not tell a flat minimum from a sharp one: the surrogate gap
-    ``L(w + ε) - L(w)`` does. Close the gap where that does not cost perturbed loss.
+    **Idea.** A low loss at ``w + ε`` does not tell a flat minimum from a sharp one; the surrogate gap
+    ``L(w + ε) - L(w)`` does. Narrow the gap in directions that do not raise the perturbed loss.
 
     **Equation.** ``w ← w - η (g_s - α g_⊥)`` with ``g_⊥ = g - (⟨g, g_s⟩ / ‖g_s‖²) g_s``: see `SurrogateGap`. With
-    ``rho_min``, ``ρ_t = ρ_min + (ρ - ρ_min) (η_t - η_min) / (η_max - η_min)``: see `Proportional`, which has ``η_min``.
+    ``rho_min``, ``ρ_t = ρ_min + (ρ - ρ_min) (η_t - η_min) / (η_max - η_min)``: see `Proportional` for ``η_min``.
 
     **Cost.** 2 gradients per step. No memory between steps; during a step two copies of the parameters. The first
-    gradient is synchronised between processes, as the base optimizer gets a part of it.
+    gradient is synchronised between processes, since it is part of the base optimizer's gradient.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
     **Use it** where SAM is used, at SAM's cost.
 
     Args:
         rho (float | Schedule): Radius of the perturbation. Default: ``0.05`` (as SAM).
-        alpha (float): How much of ``g_⊥`` is taken away; with 0 it is SAM. Default: ``0.4`` (the official code).
-        rho_min (float, optional): The radius at the end, where the learning rate is zero; it follows the learning rate
-            down from ``rho``: ``rho=Proportional(rho, rho_min)``. Default: ``None``, a constant radius.
+        alpha (float): Multiple of ``g_⊥`` to subtract; 0 gives SAM. Default: ``0.4`` (the official code).
+        rho_min (float, optional): The radius where the learning rate is zero. The radius falls with the learning rate
+            from ``rho`` to it: ``rho=Proportional(rho, rho_min)``. Default: ``None``, a constant radius.
 
     Raises:
-        ValueError: If an argument is outside its range, ``rho_min`` is above ``rho``, or both are schedules.
+        ValueError: If an argument is outside its range, ``rho_min`` is above ``rho``, or ``rho_min`` is given with a
+            schedule as ``rho``.
 
     Example:
         >>> import torch
@@ -90,7 +91,7 @@ class GSAM(Method):
     rho_min: NonNegative | None = None
 
     def __post_init__(self) -> None:
-        """Check the arguments, and that there are not two schedules."""
+        """Check the arguments, and refuse ``rho_min`` with a schedule."""
         rho, rho_min = self.rho, self.rho_min
         if isinstance(rho, int | float) and isinstance(rho_min, int | float) and rho_min > rho:
             raise ValueError(f"GSAM(rho_min={self.rho_min!r}): rho_min must be at most rho, {self.rho!r}.")
@@ -99,7 +100,7 @@ class GSAM(Method):
         super().__post_init__()
 
     def parts(self) -> Parts:
-        """Every step, the Euclidean ball, the sharp gradient less what widens the gap."""
+        """Every step, the Euclidean ball, the sharp gradient minus the part that widens the gap."""
         rho = self.rho
         if self.rho_min is not None and not isinstance(rho, Schedule):
             rho = Proportional(rho, self.rho_min)

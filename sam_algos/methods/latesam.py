@@ -16,10 +16,10 @@ __all__ = ["Late", "LateSAM"]
 
 @dataclass(frozen=True, repr=False)
 class Late(Policy):
-    """Sharp from a share of training on: where ``t/T >= start``, and nowhere with ``start=1``.
+    """Sharp late in training: on steps with ``t/T >= start``, and never with ``start=1``.
 
     Args:
-        start (float): The share, in [0, 1]. Default: ``0.9``.
+        start (float): The fraction of training before the first sharp step, in [0, 1]. Default: ``0.9``.
     """
 
     reads_progress: ClassVar[bool] = True
@@ -28,7 +28,7 @@ class Late(Policy):
 
     @property
     def never(self) -> bool:
-        """With ``start=1``."""
+        """True with ``start=1``."""
         return self.start == 1
 
     def decide(self, step: Step) -> Decision:
@@ -40,23 +40,23 @@ class Late(Policy):
 class LateSAM(Method):
     """SAM at the end of training only (`Zhou et al., 2025 <https://arxiv.org/abs/2410.10373>`_).
 
-    **Idea.** A few epochs of SAM after plain training escape from its minimum and find a flatter one in its valley,
-    which generalises nearly as well as what SAM finds from the beginning.
+    **Idea.** After plain training, a few epochs of SAM leave its minimum for a flatter one in the same valley. That one
+    generalises nearly as well as the minimum that SAM finds from the beginning.
 
-    **Equation.** A plain step while ``t/T < start``, a SAM step from there on: see `Late`.
+    **Equation.** A plain step while ``t/T < start``, a SAM step afterwards: see `Late`.
 
-    **Cost.** ``2 - start`` gradients per step on average: 1 before and 2 after. No memory between steps; during a sharp
-    step one copy of the parameters.
+    **Cost.** ``2 - start`` gradients per step on average: 1 before ``start`` and 2 after it. No memory between steps;
+    during a sharp step one copy of the parameters.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights
-    (with ``ascent_fraction`` parts of them, and recalibration helps: `sam_algos.recalibrate`).
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
+    With ``ascent_fraction`` that pass sees part of each batch, and recalibration helps: `sam_algos.recalibrate`.
 
-    **Use it** where SAM helps but its time hurts, and the length of training is known.
+    **Use it** where SAM helps but takes too long, and the length of training is known.
 
     Args:
         rho (float | Schedule): Radius of the perturbation. Default: ``0.05`` (as SAM).
-        start (float): The share of training before the first sharp step, in [0, 1]: with 0 it is SAM, with 1 the base
-            optimizer. Default: ``0.9`` (second-hand).
+        start (float): The fraction of training before the first sharp step, in [0, 1]: 0 gives SAM, 1 the base
+            optimizer alone. Default: ``0.9`` (second-hand).
 
     Raises:
         ValueError: If an argument is outside its range; when wrapping, if ``total_steps`` is missing.

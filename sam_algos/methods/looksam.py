@@ -36,16 +36,16 @@ DIRECTION = "looksam_direction"
 class Reuse(Descent):
     """Reuse, on flat steps, what the last sharp step added to the plain gradient.
 
-    On a sharp step the optimizer gets ``g_s``, and the part of it orthogonal to ``g`` is remembered:
-    ``g_v = g_s - (⟨g_s, g⟩ / ‖g‖²) g``. On a flat step it gets ``g + α ‖g‖ g_v / ‖g_v‖``, or ``g`` while there is
-    no ``g_v`` yet. Norms and inner products are over all parameters.
+    On a sharp step the optimizer gets ``g_s``. The part of ``g_s`` orthogonal to ``g`` is remembered:
+    ``g_v = g_s - (⟨g_s, g⟩ / ‖g‖²) g``. On a flat step the optimizer gets ``g + α ‖g‖ g_v / ‖g_v‖``, or ``g`` while
+    there is no ``g_v`` yet. Norms and inner products are over all parameters.
 
-    What is kept is ``g_v / ‖g_v‖``, so that a flat step need not compute the norm again.
+    ``g_v / ‖g_v‖`` is stored, so that flat steps need not recompute the norm.
 
     Args:
         alpha (float): ``α``, the length of the reused direction in units of ``‖g‖``. Default: ``0.3`` (see `LookSAM`).
-        max_age (int, optional): For how many steps after the sharp one it is reused; afterwards steps are plain until
-            the next sharp one. Default: ``None``, without limit.
+        max_age (int, optional): Reuse the direction for this many steps after a sharp one. Later steps are plain until
+            the next sharp one. Default: ``None``, no limit.
     """
 
     reads_gradient: ClassVar[bool] = True
@@ -55,15 +55,15 @@ class Reuse(Descent):
     max_age: PositiveInt | None = None
 
     def initial(self) -> Memory:
-        """No direction was found on any step yet."""
+        """No step has found a direction yet."""
         return {"looksam_found": -1}
 
     def sharp(self, step: Step, g_s: Vector) -> Update:
-        """``g_s``; remember ``g_v / ‖g_v‖``, built in the plain gradient's own memory."""
+        """``g_s``; remember ``g_v / ‖g_v‖``, computed in the plain gradient's memory."""
         inverse_norm = tensors.reciprocal(step.gradient.norm())
         parallel = g_s.dot(step.gradient) * inverse_norm
         g_v = step.scratch().subtract_from_(g_s, parallel * inverse_norm)
-        # Where g_s is parallel to g, what is left are rounding errors, and no direction to follow.
+        # If g_s is parallel to g, only rounding errors are left: do not follow them.
         is_direction = g_v.norm() > _rounding(g_v.values, g_v.norm()) * parallel.abs()
         unit = g_v.mul_(tensors.reciprocal(g_v.norm()) * is_direction)
         return Update(g_s, {DIRECTION: unit, "looksam_found": step.index})
@@ -80,26 +80,26 @@ class Reuse(Descent):
 
 
 def _rounding(values: list[Tensor], accumulated: Tensor) -> float:
-    """Relative error of a sum of ``values``, and of an inner product of them accumulated like ``accumulated``."""
+    """Relative error of sums of ``values`` and of inner products accumulated in the dtype of ``accumulated``."""
     return max(8 * torch.finfo(accumulated.dtype).eps, *(torch.finfo(v.dtype).eps for v in values))
 
 
 @dataclass(frozen=True, repr=False)
 class LayerScaled(Perturbation):
-    """Each parameter tensor climbs along its own gradient, by a share of its length: ``ε_l = ρ (‖w_l‖/‖g_l‖) g_l``.
+    """Each parameter tensor climbs along its own gradient, in proportion to its norm: ``ε_l = ρ (‖w_l‖/‖g_l‖) g_l``.
 
-    The ratio is that by which LARS scales a layer's step. A tensor that is zero, or whose gradient is, stays where it
-    is; one whose gradient is nothing but rounding errors, as that of a bias before BatchNorm, follows these.
+    LARS scales a layer's step by the same ratio. A tensor does not move if it or its gradient is zero. If a gradient is
+    nothing but rounding errors, as for a bias before BatchNorm, the tensor follows these errors.
 
-    Re-derived from second-hand descriptions, which agree on the ratio ``‖w_l‖/‖g_l‖``; the paper's own formula and its
-    normalisation could not be verified. One port scales by ``ρ/‖g_l‖`` instead.
+    The equation is re-derived from second-hand descriptions, which agree on the ratio ``‖w_l‖/‖g_l‖``. The paper's own
+    formula and its normalisation could not be verified. One port scales by ``ρ/‖g_l‖`` instead.
 
     Args:
-        rho (float | Schedule): Radius ``ρ``, as a share of each tensor's length. Default: ``0.05``.
+        rho (float | Schedule): Radius ``ρ``, as a fraction of each tensor's norm. Default: ``0.05``.
     """
 
     def ascend(self, step: Step) -> Ascent | None:
-        """``(‖w_l‖/‖g_l‖) g_l``, in the gradient's memory."""
+        """``(‖w_l‖/‖g_l‖) g_l``, computed in the gradient's memory."""
         d = step.scratch()
         if not d:
             return None
@@ -113,28 +113,28 @@ class LayerScaled(Perturbation):
 class LookSAM(Method):
     """SAM every k-th step, its direction reused in between (`Liu et al., 2022 <https://arxiv.org/abs/2203.02714>`_).
 
-    **Idea.** The part of SAM's gradient that is orthogonal to the plain one is what leads to flat minima, and it
-    changes slowly: compute it every ``k`` steps and reuse it in between.
+    **Idea.** The part of SAM's gradient orthogonal to the plain gradient leads to flat minima, and it changes slowly:
+    compute it every ``k`` steps and reuse it in between.
 
-    **Equation.** On steps with ``t % k == 0`` a SAM step, and ``g_v = g_s - (⟨g_s, g⟩ / ‖g‖²) g``. On the others
+    **Equation.** If ``t % k == 0``, a SAM step that also computes ``g_v = g_s - (⟨g_s, g⟩ / ‖g‖²) g``. Otherwise
     ``w ← w - η (g + α (‖g‖ / ‖g_v‖) g_v)``.
 
     **Cost.** ``1 + 1/k`` gradients per step. One tensor per parameter between steps, kept in the optimizer's
     state and its checkpoint (4 bytes per parameter in float32); during a sharp step two copies of the parameters.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
-    **Use it** where SAM helps but its time hurts. ``alpha`` needs care: too large, and training fails.
+    **Use it** where SAM helps but takes too long. Choose ``alpha`` with care: training fails if it is too large.
 
     Args:
         rho (float | Schedule): Radius of the perturbation. Default: ``0.05`` (as SAM).
         k (int): Steps from one sharp step to the next. Default: ``5`` (the paper).
-        alpha (float): Length of the reused direction in units of ``‖g‖``. Default: ``0.3``, on validation images the
-            best of 0.05 … 0.5 for long training with noisy labels (24 epochs of the digits, 48 of CIFAR-10:
+        alpha (float): Length of the reused direction in units of ``‖g‖``. Default: ``0.3``, the best of 0.05 … 0.5 on
+            validation images for long training with noisy labels (24 epochs of the digits, 48 of CIFAR-10:
             ``benchmarks/results/study-*-alpha.md``). For short training 0.1 was chosen (``study-digits.md``), and with
-            strong weight decay larger values fail. Directions found five steps apart have a cosine of only 0.1 to 0.2
-            there, so most of a reused one is the noise of another batch. The paper's 0.7 is for large-batch vision
-            transformers.
+            strong weight decay larger values fail. In these studies, directions found five steps apart have a cosine of
+            only 0.1 to 0.2, so a reused direction is mostly the noise of another batch. The paper's 0.7 is for
+            large-batch vision transformers.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -161,24 +161,24 @@ class LookSAM(Method):
 
 @dataclass(frozen=True, repr=False)
 class LookLayerSAM(Method):
-    """LookSAM whose ascent is scaled layer by layer (`Liu et al., 2022 <https://arxiv.org/abs/2203.02714>`_).
+    """LookSAM with the ascent scaled layer by layer (`Liu et al., 2022 <https://arxiv.org/abs/2203.02714>`_).
 
-    **Idea.** With large batches, layers whose gradients are large beside their weights dominate SAM's ascent. Let every
-    layer climb in proportion to its weights, as LARS and LAMB let it step.
+    **Idea.** With large batches, layers with large gradients relative to their weights dominate SAM's ascent. Let every
+    layer climb in proportion to its weights, just as LARS and LAMB scale its steps.
 
     **Equation.** LookSAM's, with ``ε_l = ρ (‖w_l‖/‖g_l‖) g_l`` for each parameter tensor: see `LayerScaled`. This form
     is re-derived from second-hand descriptions; the paper's own normalisation could not be verified.
 
-    **Cost.** That of `LookSAM`: ``1 + 1/k`` gradients per step, one tensor per parameter between steps, during a sharp
-    step two copies of the parameters.
+    **Cost.** As `LookSAM`: ``1 + 1/k`` gradients per step. One tensor per parameter between steps; during a sharp step
+    two copies of the parameters.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
-    **Use it** for large batches, beside a base optimizer that scales layer by layer as well.
+    **Use it** for large batches, with a base optimizer that also scales layer by layer.
 
     Args:
-        rho (float | Schedule): Radius of the perturbation, as a share of each tensor's length. Default: ``0.05`` (SAM's
-            number; nothing is known of a good one in this form).
+        rho (float | Schedule): Radius of the perturbation, as a fraction of each tensor's norm. Default: ``0.05``
+            (SAM's value; a good value for this form is not known).
         k (int): Steps from one sharp step to the next. Default: ``5`` (the paper).
         alpha (float): Length of the reused direction in units of ``‖g‖``. Default: ``0.3`` (as LookSAM).
 

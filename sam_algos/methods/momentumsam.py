@@ -20,25 +20,26 @@ from sam_algos.parts import Ascent, NameOrNone, Part, Parts, Perturbation, Radiu
 __all__ = ["Momentum", "MomentumSAM"]
 
 BUFFERS = ("momentum_buffer", "exp_avg", "momentum", "moments")
-"""What optimizers call an average of gradients: SGD's and its kin's, Adam's, SGDP's and NovoGrad's."""
+"""Names of averaged gradients in optimizer states: SGD and its relatives, Adam, SGDP and NovoGrad."""
 
 
 @dataclass(frozen=True, repr=False)
 class Momentum(Perturbation):
     """Climb against the base optimizer's momentum: ``ε = -ρ v / ‖v‖``, which needs no gradient.
 
-    ``v`` is the momentum before the step, an average of past gradients along which the weights come down. A step
-    without momentum yet is a plain one.
+    ``v`` is the momentum before the step, an average of past gradients. While there is no momentum yet, steps are
+    plain.
 
-    It is looked for in the base optimizer's state of each parameter, as a tensor of the parameter's shape: under
-    ``buffer``, or under the first that is there of ``momentum_buffer`` (SGD and its kin), ``exp_avg`` (Adam's kin),
-    ``momentum`` (SGDP) and ``moments`` (NovoGrad). Optimizers without one are refused, schedule-free ones among them.
+    For each parameter the momentum is a tensor of the parameter's shape in the base optimizer's state. Its name there
+    is ``buffer``, or else the first one found of ``momentum_buffer`` (SGD and its relatives), ``exp_avg`` (Adam and its
+    relatives), ``momentum`` (SGDP) and ``moments`` (NovoGrad). Optimizers without momentum are refused, including
+    schedule-free ones.
 
     Args:
         rho (float | Schedule): Radius ``ρ``. Default: ``3.0``.
-        buffer (str, optional): The entry of the base optimizer's state that averages gradients. A leading minus says
-            that it points downhill, as a velocity ``u ← μ u - η g`` does: ``buffer='-velocity'``. Default: ``None``,
-            one of the names above.
+        buffer (str, optional): The entry of the base optimizer's state that averages gradients. Put a minus before the
+            name if the entry points downhill, as a velocity ``u ← μ u - η g`` does: ``buffer='-velocity'``. Default:
+            ``None``, one of the names above.
     """
 
     own_pass: ClassVar[bool] = False
@@ -50,7 +51,8 @@ class Momentum(Perturbation):
         """``-v``."""
         names = BUFFERS if self.buffer is None else (self.buffer.removeprefix("-"),)
         moments = [(p, _moment(p, state, names), state) for p, state in step.states()]
-        for p, moment, state in moments if step.index else ():  # some have other entries before their first step
+        # Skip the first step: until then some optimizers have other entries, but no momentum.
+        for p, moment, state in moments if step.index else ():
             if moment is None and (others := state.keys() - buffers_of(Part)) and step.moves(p):
                 raise ValueError(self._unreadable(p, others))
         found = [(p, moment) for p, moment, _ in moments if moment is not None]
@@ -62,11 +64,11 @@ class Momentum(Perturbation):
         return Ascent(v, inverse if downhill else -inverse)
 
     def check(self, optimizer: Optimizer) -> None:
-        """Refuse an optimizer without momentum, as far as its options tell.
+        """Refuse an optimizer without momentum, as far as its options show.
 
         Raises:
-            ValueError: If a group that climbs has a momentum or a first beta of 0; or none, and ``buffer`` is not
-                given.
+            ValueError: If a group that climbs has momentum 0 or a first beta of 0, or has neither option and ``buffer``
+                is not given.
         """
         own = "rho" not in optimizer.defaults
         for group in optimizer.param_groups:
@@ -74,24 +76,24 @@ class Momentum(Perturbation):
             declared = "momentum" in group or "betas" in group
             if not stays and not _decay(group) and (declared or self.buffer is None):
                 raise ValueError(
-                    f"{type(self).__name__}: the base optimizer must have momentum to climb against, a momentum > 0 as "
-                    f"of SGD or a first moment as of Adam; this {type(optimizer).__name__} has none. If its state "
-                    "averages gradients without an option that says so, name the entry: buffer='...'."
+                    f"{type(self).__name__}: the base optimizer must have momentum to climb against, such as SGD's "
+                    f"momentum > 0 or Adam's first moment; this {type(optimizer).__name__} has none. If its state "
+                    "averages gradients although no option shows it, name the entry: buffer='...'."
                 )
 
     def _unreadable(self, p: Tensor, names: set[str]) -> str:
         name = type(self).__name__
-        wanted = "none under a name that is known" if self.buffer is None else f"none under buffer={self.buffer!r}"
+        wanted = "none under a known name" if self.buffer is None else f"none under buffer={self.buffer!r}"
         return (
-            f"{name}: the base optimizer must keep an average of gradients to climb against, and its state has "
-            f"{wanted}. Of a parameter of shape {tuple(p.shape)} it has {', '.join(sorted(map(str, names)))}. {name} "
-            f"looks for a tensor of the parameter's shape under {', '.join(BUFFERS)}. If another entry is one, name "
-            "it: buffer='...'; else take SGD with momentum or Adam."
+            f"{name}: the base optimizer must keep an average of gradients to climb against, but its state has "
+            f"{wanted}. For a parameter of shape {tuple(p.shape)} it has {', '.join(sorted(map(str, names)))}. {name} "
+            f"looks for a tensor of the parameter's shape under {', '.join(BUFFERS)}. If another entry averages "
+            "gradients, name it: buffer='...'. Otherwise use SGD with momentum or Adam."
         )
 
 
 def _moment(p: Tensor, state: Mapping[str, Any], names: Sequence[str]) -> Tensor | None:
-    """The momentum of a parameter, in its precision; None if there is none under these names."""
+    """A parameter's momentum, cast to the parameter's dtype; None if no entry has one of these names."""
     for name in names:
         found = state.get(name)
         if isinstance(found, Tensor) and found.shape == p.shape and (found.is_floating_point() or found.is_complex()):
@@ -100,7 +102,7 @@ def _moment(p: Tensor, state: Mapping[str, Any], names: Sequence[str]) -> Tensor
 
 
 def _decay(group: Mapping[str, Any]) -> Any:
-    """How much of its momentum a parameter group keeps; 0 or None if it has none."""
+    """The fraction of its momentum that a parameter group keeps per step; 0 or None without momentum."""
     return group.get("momentum") or next(iter(group.get("betas", ())), None)
 
 
@@ -108,30 +110,30 @@ def _decay(group: Mapping[str, Any]) -> Any:
 class MomentumSAM(Method):
     """SAM at the cost of a plain step (`Becker et al., 2024 <https://arxiv.org/abs/2401.12033>`_).
 
-    **Idea.** The momentum that the base optimizer keeps anyway is an average of past gradients: climb by it instead of
-    by a gradient that costs a pass.
+    **Idea.** The momentum that the base optimizer keeps anyway is an average of past gradients. Climb against it, not
+    along a gradient that costs a pass.
 
-    **Equation.** ``w ← w - η ∇L(w - ρ v / ‖v‖)``, ``v`` the momentum buffer before the step.
+    **Equation.** ``w ← w - η ∇L(w - ρ v / ‖v‖)``, where ``v`` is the momentum buffer before the step.
 
     **Cost.** 1 gradient per step. No memory between steps; during a step one copy of the parameters.
 
-    **BatchNorm** needs recalibration: no pass is at the clean weights, and statistics of weights so far away are not
-    those of the network that is evaluated. Gather them anew after training with `sam_algos.recalibrate`, or in
-    Composer's Trainer with `sam_algos.trainer.RecalibrateBatchNorm`.
+    **BatchNorm** needs recalibration: no pass is at the clean weights, and statistics gathered that far away do not fit
+    the network that is evaluated. Recompute them after training with `sam_algos.recalibrate`, or in Composer's
+    Trainer with `sam_algos.trainer.RecalibrateBatchNorm`.
 
-    **Use it** where a second gradient is out of the question. Loss and metrics, too, are those at the displaced
-    weights. Callbacks within a pass see them; evaluation, checkpoints and averages of weights do not.
+    **Use it** where a second gradient is out of the question. Loss and metrics are also measured at the displaced
+    weights. Callbacks within a pass see these weights; evaluation, checkpoints and weight averages do not.
 
     Args:
-        rho (float | Schedule): Radius of the perturbation. Default: ``3.0`` (the paper, for CIFAR with momentum 0.9).
-            It is not SAM's: far larger.
-        buffer (str, optional): The entry of the base optimizer's state that is its momentum, where it has an unusual
+        rho (float | Schedule): Radius of the perturbation, far larger than SAM's. Default: ``3.0`` (the paper, for
+            CIFAR with momentum 0.9).
+        buffer (str, optional): The entry of the base optimizer's state that holds its momentum, if it has an unusual
             name: see `Momentum`. Default: ``None``, recognised as ``momentum_buffer``, ``exp_avg``, ``momentum`` or
             ``moments``.
 
     Raises:
-        ValueError: If an argument is outside its range; when wrapping, if the base optimizer has no momentum; in the
-            first step with its state, if that has no entry that can be read as momentum.
+        ValueError: If an argument is outside its range. When wrapping, if the base optimizer has no momentum. In a
+            step, if the base optimizer's state has entries but none that can be read as momentum.
 
     Example:
         >>> import torch

@@ -27,7 +27,7 @@ class RandomDirection(Perturbation):
     seed: Seed = 0
 
     def ascend(self, step: Step) -> Ascent:
-        """``z``, from a stream of the step's own: the same on all processes and after a resume."""
+        """``z``, drawn from the step's own random stream: the same on all processes and after a resume."""
         z = step.normal(self.seed)
         return Ascent(z, tensors.reciprocal(z.norm()), disposable=True)
 
@@ -44,7 +44,7 @@ class RandomSAM(Method):
 
     **BatchNorm** needs recalibration after training: no pass is at the clean weights (`sam_algos.recalibrate`).
 
-    **Use it** as the baseline that an ascent has to beat. Loss and metrics are those at the displaced weights.
+    **Use it** as the baseline that an ascent has to beat. Loss and metrics are measured at the displaced weights.
 
     Args:
         rho (float | Schedule): Radius of the perturbation. Default: ``0.05`` (as SAM).

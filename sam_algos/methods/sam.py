@@ -58,8 +58,8 @@ class PNorm(Perturbation):
     Args:
         rho (float | Schedule): Radius ``ρ``. Default: ``0.05``.
         p (float): Order of the norm, from 1 to infinity. Default: ``2.0``.
-        epsilon (float): Makes it ``ρ g / (‖g‖ + epsilon)``, for ``p = 2``: shorter where gradients are as small as
-            that. Default: ``0.0``.
+        epsilon (float): With ``p = 2``, makes the step ``ρ g / (‖g‖ + epsilon)``, which is shorter where ``‖g‖`` is as
+            small as ``epsilon``. Default: ``0.0``.
     """
 
     p: NormOrder = 2.0
@@ -67,7 +67,7 @@ class PNorm(Perturbation):
 
     @property
     def reads_scale(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Where ``epsilon`` is compared with ``‖g‖``."""
+        """True with ``epsilon``, which is compared with ``‖g‖``."""
         return self.epsilon > 0
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class PNorm(Perturbation):
             return Ascent(g, tensors.reciprocal(norm + self.epsilon if self.epsilon else norm))
         peak = tensors.largest(g.values, g.params)
         if self.p == 1:
-            # Should several weights share the largest gradient, they share the radius.
+            # Several weights with the same largest gradient share the radius.
             d = g.map(lambda x: torch.where(x.abs() == peak.to(x.device), x.sgn(), 0))
             return Ascent(d, tensors.reciprocal(d.dot(d)), disposable=True)
         if math.isinf(self.p):
@@ -101,19 +101,19 @@ class PNorm(Perturbation):
 class ProjectedAscent(Perturbation):
     """Several steps of gradient ascent, each projected back into the ball (appendix C.6).
 
-    ``ε_0 = 0`` and ``ε_{k+1} = Π_ρ(ε_k + ρ g_k / ‖g_k‖)``, with ``g_k`` the gradient at ``w + ε_k`` and ``Π_ρ`` scaling
-    what is longer than ``ρ`` back to the ball. The paper does not print its inner step; with this one ``steps=1`` is
-    SAM.
+    ``ε_0 = 0`` and ``ε_{k+1} = Π_ρ(ε_k + ρ g_k / ‖g_k‖)``, where ``g_k`` is the gradient at ``w + ε_k`` and ``Π_ρ``
+    scales vectors longer than ``ρ`` back to the ball. The paper does not print its inner step; with this one,
+    ``steps=1`` is SAM.
 
     Args:
         rho (float | Schedule): Radius ``ρ``. Default: ``0.05``.
-        steps (int): How many; each takes a gradient. Default: ``2``.
+        steps (int): Number of ascent steps; each takes a gradient. Default: ``2``.
     """
 
     steps: PositiveInt = 2
 
     def ascend(self, step: Step) -> Ascent:
-        """``ε_n / ρ``: in units of the radius."""
+        """``ε_n / ρ``, so in units of the radius."""
         g = step.gradient
         scale = tensors.reciprocal(g.norm())
         if self.steps == 1 or not g:
@@ -139,10 +139,10 @@ class SharpGradient(Descent):
 class SecondOrder(Descent):
     """The exact gradient of ``L(w + ε(w))``, with the term that SAM drops (appendix C.4).
 
-    ``g_s + (ρ/‖g‖) H v``, where ``v = g_s - ⟨ĝ, g_s⟩ ĝ``, ``ĝ = g / ‖g‖`` and ``H`` is the Hessian at ``w``. For the
-    product a difference stands in, ``H v ≈ (∇L(w + h v) - g) / h``, at the price of a third gradient. Its length
-    ``h ‖v‖ = √δ (1 + ‖w‖)``, with ``δ`` the relative precision of the weights, balances what rounding and what
-    derivatives of higher order put into it. In half precision little of the term is left but rounding.
+    ``g_s + (ρ/‖g‖) H v``, where ``v = g_s - ⟨ĝ, g_s⟩ ĝ``, ``ĝ = g / ‖g‖`` and ``H`` is the Hessian at ``w``. A finite
+    difference approximates the product, ``H v ≈ (∇L(w + h v) - g) / h``, and costs a third gradient. Its length
+    ``h ‖v‖ = √δ (1 + ‖w‖)``, with ``δ`` the relative precision of the weights, balances rounding errors against
+    higher-order derivatives. In half precision the term is mostly rounding error.
     """
 
     reads_gradient: ClassVar[bool] = True
@@ -159,52 +159,53 @@ class SecondOrder(Descent):
         return Update((beside - g).mul_(tensors.reciprocal(h)).add_(g_s))
 
     def conflict(self, others: Parts) -> str | None:
-        """``ε(w)`` is that of the Euclidean ball."""
+        """Refuse other perturbations: the term is the derivative of ``ε(w)`` in the Euclidean ball."""
         found = others.perturbation
         euclidean = isinstance(found, PNorm) and found.p == 2 and not found.epsilon
-        return None if euclidean else f"with {found!r}: the term is that of PNorm(p=2)"
+        return None if euclidean else f"with {found!r}: its term holds for PNorm(p=2) only"
 
 
 @dataclass(frozen=True, repr=False)
 class SAM(Method):
     """Sharpness-aware minimization (`Foret et al., 2021 <https://arxiv.org/abs/2010.01412>`_).
 
-    **Idea.** Minimise the highest loss in a ball around the weights instead of the loss at the weights: the
-    optimizer then settles where the whole neighbourhood is low, in a flat minimum, which generalises better.
+    **Idea.** Minimise the highest loss in a ball around the weights instead of the loss at the weights. The optimizer
+    then settles in a flat minimum, where the loss is low in the whole neighbourhood, and which generalises better.
 
-    **Equation.** ``w ← w - η ∇L(w + ε)`` with ``ε = ρ g / ‖g‖``, ``g = ∇L(w)`` on the same mini-batch
+    **Equation.** ``w ← w - η ∇L(w + ε)`` with ``ε = ρ g / ‖g‖`` and ``g = ∇L(w)`` on the same mini-batch
     (in the p-norm: `PNorm`; with several ascent steps: `ProjectedAscent`; with the second-order term: `SecondOrder`).
 
     **Cost.** 2 gradients per sharp step, ``1 + 1/interval`` on average; with ``steps=n``, n more than a plain step. No
     memory between steps; during a sharp step one copy of the parameters, two with several ascent steps. The
-    second-order term takes a third gradient, and four copies. With ``m`` the gradients come in smaller passes, and
-    there is one copy more.
+    second-order term takes a third gradient and four copies. ``m`` splits the passes into smaller ones and takes one
+    more copy.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights
-    (with ``ascent_fraction`` parts of them, and recalibration helps: `sam_algos.recalibrate`).
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
+    With ``ascent_fraction`` that pass sees part of each batch, and recalibration helps: `sam_algos.recalibrate`.
 
-    **Use it** when accuracy matters more than time, and above all with noisy labels or few data; with
-    ``interval`` when time matters as well.
+    **Use it** when accuracy matters more than time, above all with noisy labels or little data. Set ``interval`` when
+    time matters as well.
 
     Args:
         rho (float | Schedule): Radius of the perturbation. Default: ``0.05``, "often satisfactory" (the paper,
             section 3.1; it tunes over 0.01, 0.02, 0.05, 0.1, 0.2, 0.5). Raise it with label noise.
         interval (int): Sharp steps are those with ``t % interval == 0``. Default: ``1``, as in the paper.
         p (float): Order of the norm of the ball. Default: ``2.0``, "typically optimal" (the paper, appendix C.5).
-        steps (int): Ascent steps, each with a gradient of its own; more than one in the Euclidean ball (``p=2``) only.
-            Default: ``1`` (the paper: 1, 2, 3 and 5 differ by little, appendix C.6).
-        second_order (bool): Add the term of the gradient that SAM drops, for study; with ``p=2`` and ``steps=1`` only.
+        steps (int): Ascent steps, each with its own gradient; more than one requires the Euclidean ball (``p=2``).
+            Default: ``1`` (the paper: 1, 2, 3 and 5 differ little, appendix C.6).
+        second_order (bool): Add the term of the gradient that SAM drops, for study; requires ``p=2`` and ``steps=1``.
             Default: ``False`` (the paper: with it, test error is higher, appendix C.4).
-        m (int, optional): Climb in groups of ``m`` consecutive samples, each by its own gradient (`Groups`): the
-            paper's m-sharpness on one device, without BatchNorm. Default: ``None``, the batch as a whole (the paper,
-            section 4.1: smaller ``m`` generalises better).
-        epsilon (float): Added to ``‖g‖``, so that ``ε = ρ g / (‖g‖ + epsilon)``, with ``p=2`` and ``steps=1`` only:
-            Composer's option of that name, ``1e-12`` there. Default: ``0.0``, as in the paper; a gradient of zero
-            moves nothing without it, too.
+        m (int, optional): Climb in groups of ``m`` consecutive samples, each along its own gradient (`Groups`): the
+            paper's m-sharpness on one device. Not for models with BatchNorm. Default: ``None``, the batch as a whole
+            (the paper, section 4.1: smaller ``m`` generalises better).
+        epsilon (float): Added to ``‖g‖``: ``ε = ρ g / (‖g‖ + epsilon)``; requires ``p=2`` and ``steps=1``. Composer has
+            the same option, with default ``1e-12``. Default: ``0.0``, as in the paper; a zero gradient moves nothing
+            even so.
 
     Raises:
-        ValueError: If an argument is outside its range, or ``p`` is not 2 with several ascent steps; if ``epsilon`` is
-            combined with another ball or several ascent steps, or ``second_order`` with these, ``epsilon`` or ``m``.
+        ValueError: If an argument is outside its range; if ``p`` is not 2 with several ascent steps; if ``epsilon`` is
+            combined with another ball or several ascent steps; or if ``second_order`` is combined with any of these,
+            ``epsilon`` or ``m``.
 
     Example:
         >>> import torch
@@ -225,7 +226,7 @@ class SAM(Method):
     epsilon: NonNegative = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check the arguments, and that several ascent steps are in the Euclidean ball."""
+        """Check the arguments, and that several ascent steps use the Euclidean ball."""
         if self.steps != 1 and self.p != 2:
             raise ValueError(f"SAM(p={self.p!r}): p must be 2 with steps={self.steps!r}.")
         if self.epsilon and (self.p, self.steps) != (2, 1):

@@ -17,7 +17,7 @@ __all__ = ["SAMON", "NormLayers"]
 
 
 def is_normalisation(name: Name) -> bool:
-    """Whether a parameter belongs to a normalisation layer: one whose class, or a base of it, is named so."""
+    """Whether a parameter belongs to a normalisation layer: its class or a base class has "norm" in its name."""
     return any("norm" in cls.__name__.lower() for cls in type(name.layer).__mro__)
 
 
@@ -25,8 +25,8 @@ def is_normalisation(name: Name) -> bool:
 class NormLayers(Perturbation):
     """Only the parameters of normalisation layers climb: ``ε = ρ g_N / ‖g_N‖``, zero elsewhere.
 
-    A normalisation layer is one whose class has "norm" in its name: BatchNorm, LayerNorm, GroupNorm, InstanceNorm,
-    RMSNorm and what libraries call alike. All other weights cost nothing: they are not copied, not moved and not read.
+    The class of a normalisation layer has "norm" in its name: BatchNorm, LayerNorm, GroupNorm, InstanceNorm, RMSNorm
+    and similar names in libraries. All other weights cost nothing: they are not copied, moved or read.
 
     Args:
         rho (float | Schedule): Radius ``ρ``. Default: ``0.05``.
@@ -39,7 +39,7 @@ class NormLayers(Perturbation):
         if step.params and not climbing:
             raise ValueError(
                 f"{type(self).__name__}: the model must have a normalisation layer (a layer with 'norm' in the name of "
-                "its class) whose parameters are trained; this one has none."
+                "its class) with trained parameters; this model has none."
             )
         g = step.among(climbing).gradient
         return Ascent(g, tensors.reciprocal(g.norm()))
@@ -49,16 +49,16 @@ class NormLayers(Perturbation):
 class SAMON(Method):
     """SAM on normalisation layers only (`Mueller et al., 2023 <https://arxiv.org/abs/2306.04226>`_).
 
-    **Idea.** The scales and shifts of normalisation layers, a tiny share of a network's parameters, are enough to
-    perturb.
+    **Idea.** It is enough to perturb the scales and shifts of normalisation layers, a tiny fraction of a network's
+    parameters.
 
     **Equation.** ``w ← w - η ∇L(w + ε)`` with ``ε = ρ g_N / ‖g_N‖`` on the parameters ``N`` of normalisation layers and
-    zero on all others, which are stepped as well: see `NormLayers`.
+    ``ε = 0`` on all others. All parameters are stepped. See `NormLayers`.
 
     **Cost.** 2 gradients per step. No memory between steps, and almost none during a step.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights
-    (with ``ascent_fraction`` parts of them, and recalibration helps: `sam_algos.recalibrate`).
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
+    With ``ascent_fraction`` that pass sees part of each batch, and recalibration helps: `sam_algos.recalibrate`.
 
     **Use it** for networks with normalisation layers, above all where memory is short.
 
@@ -67,7 +67,7 @@ class SAMON(Method):
 
     Raises:
         ValueError: If an argument is outside its range; in the first step, if the model has no normalisation layer
-            whose parameters are trained.
+            with trained parameters.
 
     Example:
         >>> import torch

@@ -22,8 +22,8 @@ Course = Literal["constant", "piecewise", "linear", "trigonometric"]
 class Bernoulli(Policy):
     """Sharp with a given probability, independently on every step.
 
-    The draw is a function of seed and step index, so it is the same on all processes and after a resume, and
-    draws nothing from the streams that training uses.
+    The draw is a function of seed and step index. It is the same on all processes and after a resume, and does not
+    advance the random streams that training uses.
 
     Args:
         probability (float): Probability of a sharp step. Default: ``0.5``.
@@ -35,7 +35,7 @@ class Bernoulli(Policy):
 
     @property
     def never(self) -> bool:
-        """With probability 0."""
+        """True with probability 0."""
         return self.probability == 0
 
     def decide(self, step: Step) -> Decision:
@@ -45,17 +45,18 @@ class Bernoulli(Policy):
 
 @dataclass(frozen=True, repr=False)
 class ScheduledBernoulli(Policy):
-    """Sharp with a probability that goes from ``start`` to ``end`` as training goes on.
+    """Sharp with a probability that moves from ``start`` to ``end`` over training.
 
-    With ``t/T`` the share of training that is done: ``'piecewise'`` is ``start`` in the first half and ``end`` in the
-    second, ``'linear'`` is ``start + (end - start) t/T``, ``'trigonometric'`` is
-    ``start + (end - start) (1 - cos(π t/T)) / 2``. The expected share of sharp steps is ``(start + end) / 2`` in each.
+    ``t/T`` is the fraction of training done. ``'piecewise'`` is ``start`` in the first half and ``end`` in the second,
+    ``'linear'`` is ``start + (end - start) t/T``, ``'trigonometric'`` is
+    ``start + (end - start) (1 - cos(π t/T)) / 2``. With each, the expected fraction of sharp steps is
+    ``(start + end) / 2``.
 
     Args:
         schedule (str): ``'piecewise'``, ``'linear'`` or ``'trigonometric'``. Default: ``'linear'``.
         start (float): Probability of a sharp step at the beginning of training. Default: ``0.0``.
-        end (float): Probability at its end. Default: ``1.0``.
-        seed (int): Seed of the draws, which are those of `Bernoulli`. Default: ``0``.
+        end (float): Probability at the end of training. Default: ``1.0``.
+        seed (int): Seed of the draws, the same draws as `Bernoulli` makes. Default: ``0``.
     """
 
     reads_progress: ClassVar[bool] = True
@@ -67,11 +68,11 @@ class ScheduledBernoulli(Policy):
 
     @property
     def never(self) -> bool:
-        """With probability 0 at both ends."""
+        """True if the probability is 0 at both ends."""
         return self.start == self.end == 0
 
     def decide(self, step: Step) -> Decision:
-        """Sharp iff a uniform draw from [0, 1) is below the probability of now, which is logged."""
+        """Sharp iff a uniform draw from [0, 1) is below the current probability, which is logged."""
         done = step.progress or 0.0
         if self.schedule == "piecewise":
             done = float(done >= 0.5)
@@ -89,28 +90,28 @@ class SSSAM(Method):
 
     **Equation.** A SAM step with probability ``P_t``, a plain step otherwise: constant (`Bernoulli`), or piecewise
     constant, linear or trigonometric in ``t/T`` from ``start`` to ``end`` (`ScheduledBernoulli`). The paper studies
-    schedules of these four kinds; its formulas for the last three could not be read, so theirs, and the ends 0 and 1,
-    are this package's.
+    schedules of these four kinds. Its formulas for the last three were not accessible: the formulas here, and the ends
+    0 and 1, are this package's.
 
-    **Cost.** ``1 + P`` gradients per step on average, with a schedule ``P = (start + end) / 2``. No memory between
+    **Cost.** ``1 + P`` gradients per step on average; with a schedule, ``P = (start + end) / 2``. No memory between
     steps; during a sharp step one copy of the parameters.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights
-    (with ``ascent_fraction`` parts of them, and recalibration helps: `sam_algos.recalibrate`).
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
+    With ``ascent_fraction`` that pass sees part of each batch, and recalibration helps: `sam_algos.recalibrate`.
 
-    **Use it** for a fraction of sharp steps that is known beforehand without being periodic, and as the baseline
-    that an adaptive policy has to beat.
+    **Use it** for a known fraction of sharp steps without a fixed period, and as the baseline that an adaptive policy
+    has to beat.
 
     Args:
         rho (float | Schedule): Radius of the perturbation. Default: ``0.05`` (as SAM).
         probability (float): Probability of a sharp step with the constant schedule. Default: ``0.5``.
         seed (int): Seed of the draws. Default: ``0``.
         schedule (str): ``'constant'``, ``'piecewise'``, ``'linear'`` or ``'trigonometric'``. Default: ``'constant'``.
-        start (float): Probability at the beginning of training with another schedule. Default: ``0.0``.
-        end (float): Probability at its end with another schedule. Default: ``1.0``.
+        start (float): Probability at the beginning of training with the other schedules. Default: ``0.0``.
+        end (float): Probability at the end of training with the other schedules. Default: ``1.0``.
 
     Raises:
-        ValueError: If an argument is outside its range, or has no effect with the schedule chosen.
+        ValueError: If an argument is outside its range, or has no effect with the chosen schedule.
 
     Example:
         >>> import torch
@@ -134,7 +135,7 @@ class SSSAM(Method):
     end: Probability = 1.0
 
     def __post_init__(self) -> None:
-        """Check the arguments, and that each has an effect with the schedule chosen."""
+        """Check the arguments, and that each has an effect with the chosen schedule."""
         super().__post_init__()
         unused = {"start": 0.0, "end": 1.0} if self.schedule == "constant" else {"probability": 0.5}
         for name, default in unused.items():

@@ -16,7 +16,7 @@ __all__ = ["Rescaled", "StableSAM"]
 
 @dataclass(frozen=True, repr=False)
 class Rescaled(Descent):
-    """The sharp gradient with the length of the plain one: ``(‖g‖ / ‖g_s‖) g_s``."""
+    """The sharp gradient, rescaled to the length of the plain one: ``(‖g‖ / ‖g_s‖) g_s``."""
 
     reads_gradient: ClassVar[bool] = True
 
@@ -27,18 +27,18 @@ class Rescaled(Descent):
 
 @dataclass(frozen=True, repr=False)
 class StableSAM(Method):
-    """SAM with steps of the plain gradient's length (`Tan et al., 2024 <https://arxiv.org/abs/2401.07250>`_).
+    """SAM with the plain gradient's length (`Tan et al., 2024 <https://arxiv.org/abs/2401.07250>`_).
 
-    **Idea.** SAM works in a narrower range of learning rates than plain training, and is unstable beyond it. Take the
-    direction of its gradient, and the length of the plain one.
+    **Idea.** SAM is stable in a narrower range of learning rates than plain training. Combine the direction of SAM's
+    gradient with the length of the plain gradient.
 
     **Equation.** ``w ← w - η (‖g‖ / ‖g_s‖) g_s``: see `Rescaled` (second-hand: as the paper's
     abstract describes it, not from the authors' code).
 
     **Cost.** 2 gradients per step. No memory between steps; during a step two copies of the parameters. The first
-    gradient is synchronised between processes, as all have to scale by the same length.
+    gradient is synchronised between processes, so that all scale to the same length.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
     **Use it** where SAM diverges at a learning rate at which plain training does not.
 

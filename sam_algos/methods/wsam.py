@@ -16,25 +16,25 @@ __all__ = ["WSAM"]
 
 @dataclass(frozen=True, repr=False)
 class WSAM(Method):
-    """SAM with the sharpness weighted (`Yue et al., 2023 <https://arxiv.org/abs/2305.15817>`_).
+    """SAM with a weight on the sharpness (`Yue et al., 2023 <https://arxiv.org/abs/2305.15817>`_).
 
-    **Idea.** SAM's loss is the loss plus the sharpness ``L(w + ε) - L(w)``, in equal parts. Weigh the sharpness.
+    **Idea.** SAM's loss is the loss plus the sharpness ``L(w + ε) - L(w)``, with equal weights. Choose the weight of
+    the sharpness instead.
 
-    **Equation.** ``w ← w - η (g + γ/(1-γ) (g_s - g))``: `Mixed` with ``α = γ/(1-γ)``. All of it goes through the base
-    optimizer; a form that steps along ``g_s - g`` outside of it is not offered (second-hand).
+    **Equation.** ``w ← w - η (g + γ/(1-γ) (g_s - g))``: `Mixed` with ``α = γ/(1-γ)``. The whole gradient goes through
+    the base optimizer; the variant that steps along ``g_s - g`` outside of it is not offered (second-hand).
 
     **Cost.** 2 gradients per step. No memory between steps; during a step two copies of the parameters. The first
-    gradient is synchronised between processes, as the base optimizer gets a part of it.
+    gradient is synchronised between processes, since it is part of the base optimizer's gradient.
 
-    **BatchNorm** needs no recalibration: its statistics are those of the first pass: whole batches, clean weights.
+    **BatchNorm** needs no recalibration: the first pass updates its statistics, on whole batches at the clean weights.
 
-    **Use it** where SAM is used, at SAM's cost. The default is far from SAM: the difference of the two gradients counts
-    nine times.
+    **Use it** where SAM is used, at SAM's cost. The default is far from SAM: it multiplies the difference of the two
+    gradients by nine.
 
     Args:
         rho (float | Schedule): Radius of the perturbation. Default: ``0.05`` (as SAM).
-        gamma (float): Weight ``γ`` of the sharpness, in [0, 1); with 1/2 it is SAM. Default: ``0.9``
-            (second-hand).
+        gamma (float): Weight ``γ`` of the sharpness, in [0, 1); 1/2 gives SAM. Default: ``0.9`` (second-hand).
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -53,5 +53,5 @@ class WSAM(Method):
     gamma: UnitInterval = 0.9
 
     def parts(self) -> Parts:
-        """Every step, the Euclidean ball, the plain gradient and a multiple of what the sharp one adds."""
+        """Every step, the Euclidean ball, the plain gradient plus a multiple of what the sharp one adds."""
         return Parts(Interval(1), PNorm(self.rho), Mixed(self.gamma / (1 - self.gamma)))

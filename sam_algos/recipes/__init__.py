@@ -8,13 +8,13 @@ imports neither torch nor Composer, and what reads YAML only when it is asked fo
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sam_algos.recipes.check import check_names
 from sam_algos.recipes.errors import RecipeError
-from sam_algos.recipes.find import find, shipped
+from sam_algos.recipes.reading.find import find, shipped
 from sam_algos.recipes.schema import Recipe
 
 if TYPE_CHECKING:
-    from sam_algos.recipes.load import comparison_of, dump_recipe, load_recipe, methods_of
+    from sam_algos.recipes.reading.check import check_names
+    from sam_algos.recipes.reading.load import comparison_of, dump_recipe, load_recipe, methods_of
 
 __all__ = [
     "Recipe",
@@ -30,7 +30,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A function of ``load``, which needs YAML."""
+    """A function that needs YAML."""
     if name in __all__:
-        return getattr(import_module("sam_algos.recipes.load"), name)
+        module = "check" if name == "check_names" else "load"
+        return getattr(import_module(f"sam_algos.recipes.reading.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_KEPT = 16
+"""Files of a name that stay when another is written: who edits the package makes a new one each time."""
+
 
 def cached(
     name: str, key: Any, make: Callable[[], T], *, save: Callable[[T, Path], object], load: Callable[[Path], T]
@@ -48,6 +51,8 @@ def cached(
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+        for outdated in sorted(path.parent.glob(f"{name}-*"), key=os.path.getmtime)[:-_KEPT]:
+            outdated.unlink(missing_ok=True)
     return value
 
 

@@ -31,16 +31,7 @@ class RecipeError(ValueError):
 
 
 class BadArgument(ValueError):
-    """One argument of a function that a recipe names is wrong.
-
-    Args:
-        argument (str): Its name.
-        problem (str): What is wrong with it, with the allowed range.
-
-    Example:
-        >>> BadArgument("width", "must be an integer >= 1, got 0").argument
-        'width'
-    """
+    """One argument of a function that a recipe names is wrong: its name, and the problem with the allowed range."""
 
     def __init__(self, argument: str, problem: str) -> None:
         super().__init__(problem)
@@ -48,17 +39,7 @@ class BadArgument(ValueError):
 
 
 def unknown(where: str, kind: str, name: object, valid: Iterable[str], instead: Sequence[str] = ()) -> RecipeError:
-    """An error for `name` that is none of `valid`, with the nearest valid one.
-
-    Args:
-        where (str): The key at fault.
-        kind (str): What `name` should have been, e.g. ``"dataset"``.
-        name (object): What the user wrote.
-        valid (Iterable[str]): What may be written.
-        instead (Sequence[str], optional): What is more likely meant than the nearest of `valid`. Default: ``()``.
-
-    Returns:
-        RecipeError: To be raised by the caller.
+    """An error for a name that is not valid, with the nearest valid one, or what is more likely meant `instead`.
 
     Example:
         >>> print(unknown("algorithms", "algorithm", "aesma", ["sam", "aesam"]))

@@ -3,44 +3,62 @@
 from __future__ import annotations
 
 import inspect
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from sam_algos.core.options import Positive, PositiveInt, Range, Seed
+from sam_algos.core.options import Positive, PositiveInt, Seed, ranged
 
 REQUIRED: Any = "???"  # OmegaConf's mark of a value that has to be given
 
-FILE_KEYS = ("base", "method", "methods", "compare")
-"""The keys of a file that a resolved recipe no longer has."""
+SECTIONS = {
+    "model": "model",
+    "train_dataset": "dataset",
+    "eval_dataset": "dataset",
+    "optimizer": "optimizer",
+    "scheduler": "scheduler",
+}
+"""The keys that hold one named thing, its ``name`` and its arguments, with what they name."""
 
-SECTIONS = ("model", "train_dataset", "eval_dataset", "optimizer", "scheduler")
-"""The keys that hold one named thing: its ``name`` and its arguments."""
+COLLECTIONS = {"algorithms": "algorithm", "callbacks": "callback", "loggers": "logger"}
+"""The keys that map names to arguments, with what they name."""
 
-COLLECTIONS = ("algorithms", "callbacks", "loggers")
-"""The keys that map names to arguments."""
-
-_UNITS = "ep|ba|sp|tok|iter"  # Composer's; it refuses to train for seconds, and "dur" is a share of max_duration
-
-
-def _lasts(value: Any) -> bool:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value > 0
-    if not isinstance(value, str):
-        return False
-    match = re.fullmatch(rf"(\d+(?:\.\d*)?(?:e\+?\d\d?)?)\s*({_UNITS})", value.strip())
-    return match is not None and 0 < float(match[1]) <= 1e15 and float(match[1]).is_integer()
+_COUNT = r"(?=[0.]*[1-9])(\d{1,15}(\.0*)?|\d{1,9}e\+?0?[0-6]|\d{1,9}\.\d{1,3}e\+?0?[3-6])"
+_DURATION = rf"{_COUNT}\s*(ep|ba|sp|tok|iter)"  # Composer's units; it refuses to train for seconds
+_SHARE = r"(0?\.\d*[1-9]\d*|1|1\.0*)\s*dur"
 
 
-def _is_interval(value: Any) -> bool:
-    share = re.fullmatch(r"(0?\.\d+|1|1\.0*)\s*dur", value.strip()) if isinstance(value, str) else None
-    return _lasts(value) or (share is not None and float(share[1]) > 0)
+def _lasting(example: str, pattern: str) -> tuple[Any, Any]:
+    allowed = f"a duration > 0, e.g. {example}"
+    return ranged(allowed, "integer", minimum=1), ranged(allowed, "string", pattern=rf"^\s*({pattern})\s*$")
 
 
-Duration = Annotated[int | str, Range("a duration > 0, e.g. 20ep or 4000ba", _lasts)]
-Interval = Annotated[int | str, Range("a duration > 0, e.g. 1ep, 100ba or 0.1dur", _is_interval)]
-_AllOrSome = Annotated[int, Range("an integer >= -1", lambda v: isinstance(v, int) and v >= -1 and v is not True)]
-_Seed = Annotated[int, Range("an integer in [0, 2**32)", lambda v: type(v) is int and 0 <= v < 2**32)]
+_EPOCHS, _UNITS = _lasting("20ep or 4000ba", _DURATION)
+_EVERY, _OFTEN = _lasting("1ep, 100ba or 0.1dur", f"{_DURATION}|{_SHARE}")
+Duration = Annotated[int, _EPOCHS] | Annotated[str, _UNITS]
+Interval = Annotated[int, _EVERY] | Annotated[str, _OFTEN]
+_AllOrSome = Annotated[int, ranged("an integer >= -1", "integer", minimum=-1)]
+_Seed = Annotated[int, ranged("an integer in [0, 2**32)", "integer", minimum=0, maximum=2**32 - 1)]
+
+
+@dataclass
+class FileKeys:
+    """The keys of a file that a resolved recipe no longer has.
+
+    Args:
+        base (str): The recipe that this one changes: a file beside it, or one that comes with the package.
+        method (str): The row of methods to train with, or any method with its defaults; null for none.
+        methods (dict): Tuned rows: the keys that each changes, laid over the file and below the overrides.
+        compare (dict): What sam-algos compare trains: methods, a list of rows, and seeds, how many.
+    """
+
+    base: str | None = None
+    method: str | None = None
+    methods: dict[str, Any] | None = field(default_factory=dict)
+    compare: dict[str, Any] = field(default_factory=dict)
+
+
+FILE_KEYS = tuple(key.name for key in fields(FileKeys))
+"""The names of those keys."""
 
 
 @dataclass
@@ -48,11 +66,11 @@ class Recipe:
     """A training run, complete and resolved.
 
     The keys have the names that Composer and llm-foundry give them; those that are arguments of
-    ``composer.Trainer`` mean what they mean there. A file has these keys and those of `FILE_KEYS`.
+    ``composer.Trainer`` mean what they mean there. A file has these keys and the `FILE_KEYS`.
 
     Args:
         model (dict): The network: its name and arguments.
-        train_dataset (dict): The data: its name and arguments; label_noise and noise_seed for any data.
+        train_dataset (dict): The training data: its name and arguments, such as label_noise and noise_seed.
         eval_dataset (dict): The test data. Default: the test split of train_dataset, with true labels.
         optimizer (dict): Torch's or Composer's: its name and arguments.
         scheduler (dict): Composer's or torch's: its name and arguments. Default: a constant rate.
@@ -62,33 +80,33 @@ class Recipe:
         variables (dict): Values for interpolation, ${variables.name}.
 
         max_duration (int | str): How long to train, e.g. 20ep or 4000ba.
-        bootstrap (int): So many times relabel the training set with what the trained network predicts, and train anew
-            from another initialisation, for the time of bootstrap + 1 trainings (SAM, section 3.3). Default: 0.
+        bootstrap (int): Rounds of relabelling the training set with the trained network's predictions and training
+            again from another initialisation; each costs one more training (SAM, section 3.3). Default: 0.
         global_train_batch_size (int): Samples per step, over all processes.
-        global_eval_batch_size (int): The same for evaluation. Default: as for training.
+        global_eval_batch_size (int): Samples per evaluation batch, over all processes. Default: as for training.
         device_train_microbatch_size (int | str): Samples per forward pass on one device, or auto.
         dataloader (dict): Arguments of torch's DataLoader, e.g. num_workers.
-        eval_interval (int | str): How often to evaluate, besides once at the end. Default: 1ep.
-        seed (int): Of weights, data order and augmentation; label noise has its own. Default: 0.
+        eval_interval (int | str): How often to evaluate; training always ends with an evaluation. Default: 1ep.
+        seed (int): Seed of weights, data order and augmentation; label noise has its own. Default: 0.
         precision (str): fp32, amp_bf16, amp_fp16, ..., or amp_bf16_or_fp32: the first where the device has it.
             Default: Composer's for the device.
         device (str): cpu, gpu, mps, ... Default: a GPU where there is one.
-        deterministic_mode (bool): Bitwise reproducible on a GPU, and slower. Default: false.
+        deterministic_mode (bool): Bitwise reproducible but slower training on a GPU. Default: false.
         parallelism_config (dict): Composer's, e.g. {fsdp: {...}}.
         compile_config (dict): Arguments of torch.compile.
-        dist_timeout (float): Seconds that one process waits for another. Default: 300.
+        dist_timeout (float): Seconds that a process waits for the others. Default: 300.
 
         run_name (str): Default: the recipe's name and the time.
-        run_folder (str): Where the run's files lie; it must be new. Default: runs/{run_name}.
-        save_folder (str): Where its checkpoints lie; null saves none. Default: ${run_folder}/checkpoints.
-        save_interval (int | str): How often to save, besides once at the end. Default: 1ep.
-        save_num_checkpoints_to_keep (int): The latest; -1 keeps all. Default: 1.
+        run_folder (str): Folder of the run's files; it must not exist yet. Default: runs/{run_name}.
+        save_folder (str): Folder of its checkpoints; null saves none. Default: ${run_folder}/checkpoints.
+        save_interval (int | str): How often to save; training always ends with a checkpoint. Default: 1ep.
+        save_num_checkpoints_to_keep (int): How many of the latest checkpoints to keep; -1 keeps all. Default: 1.
         load_path (str): A checkpoint to start from.
         load_weights_only (bool): Take only the weights from load_path. Default: false.
-        autoresume (bool): Go on from the latest checkpoint of run_name, if there is one. Default: false.
+        autoresume (bool): Continue from the latest checkpoint of run_name, if there is one. Default: false.
         progress_bar (bool): A line for each epoch, and on a terminal a bar within it. Default: true.
         log_to_console (bool): The metrics as lines of text. Default: false.
-        python_log_level (str): Of Composer's own log messages, e.g. info.
+        python_log_level (str): Level of Composer's own log messages, e.g. info.
     """
 
     model: dict[str, Any] = REQUIRED
@@ -129,15 +147,6 @@ class Recipe:
     python_log_level: Literal["debug", "info", "warning", "error", "critical"] | None = None
 
 
-_FILE_KEYS = """\
-    base (str): A recipe that this one changes: a file beside it, or one that comes with the package.
-    method (str): The row of methods to train with, or a method that has none, with its defaults; null for none.
-    methods (dict): Tuned rows, each with the keys that it changes: laid over the file, below overrides.
-    compare (dict): What sam-algos compare trains: methods, a list of rows, and seeds, their number.
-
-"""
-
-
 def describe() -> str:
     """The keys with their types, meanings and defaults, for ``--help``.
 
@@ -146,6 +155,6 @@ def describe() -> str:
 
     Example:
         >>> print(describe().splitlines()[0])
-            base (str): A recipe that this one changes: a file beside it, or one that comes with the package.
+            base (str): The recipe that this one changes: a file beside it, or one that comes with the package.
     """
-    return _FILE_KEYS + inspect.cleandoc(Recipe.__doc__ or "").partition("Args:\n")[2]
+    return "\n\n".join(inspect.cleandoc(keys.__doc__ or "").partition("Args:\n")[2] for keys in (FileKeys, Recipe))

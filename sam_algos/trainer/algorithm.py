@@ -27,9 +27,9 @@ __all__ = ["SharpnessAwareMemory", "WrapsOptimizer"]
 
 
 class WrapsOptimizer(Algorithm):
-    """What makes a method a Composer algorithm: it wraps the optimizer on :attr:`.Event.INIT`."""
+    """Makes a method a Composer algorithm, which wraps the optimizer on :attr:`.Event.INIT`."""
 
-    if TYPE_CHECKING:  # what `Method` has
+    if TYPE_CHECKING:  # provided by `Method`
 
         def composition(self) -> Parts: ...  # noqa: D102
         def _wrap(self, optimizer: Optimizer, passes: Passes) -> SharpnessAwareOptimizer: ...
@@ -40,7 +40,7 @@ class WrapsOptimizer(Algorithm):
         return event == Event.INIT
 
     def apply(self, event: Event, state: State, logger: Logger) -> int | None:
-        """Wrap the optimizer, and leave in this Trainer an instance of its own and what saves its memory."""
+        """Wrap the optimizer; give this Trainer its own instance, and an algorithm that saves the method's memory."""
         _refuse_conflicts(self, state)
         _refuse_checkpoints_of_composers_sam(type(self).__name__, state)
         parts = self.composition()
@@ -54,17 +54,17 @@ class WrapsOptimizer(Algorithm):
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """The arguments; what the method remembers is in `SharpnessAwareMemory`."""
+        """The arguments. `SharpnessAwareMemory` holds the method's memory."""
         return {"repr": repr(self)}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
-        """Nothing: the arguments are those of the run."""
+        """Load nothing: the run's own arguments apply."""
 
 
 class SharpnessAwareMemory(Algorithm):
-    """Saves and loads what a method remembers between steps, in Python primitives; at the end of fit says if it idled.
+    """Saves and loads a method's memory between steps, as Python primitives; warns at the end of fit if it was idle.
 
-    Composer files an algorithm's state under the name of its class; this one is every method's, so that the counters
+    Composer stores an algorithm's state under the name of its class. All methods share this class, so that the counters
     survive a change of method.
 
     Args:
@@ -87,12 +87,12 @@ class SharpnessAwareMemory(Algorithm):
         return {"repr": repr(self), "memory": self._optimizer.method_state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
-        """Restore what the method remembers."""
+        """Restore the method's memory."""
         if isinstance(state.get("memory"), dict):
             self._optimizer.load_method_state_dict(state["memory"])
 
     def __repr__(self) -> str:
-        """Evaluable, as Composer stores it."""
+        """A string that can be evaluated, as Composer stores it."""
         return "SharpnessAwareMemory()"
 
 
@@ -109,15 +109,15 @@ def _refuse_conflicts(method: WrapsOptimizer, state: State) -> None:
 
 
 def _refuse_checkpoints_of_composers_sam(name: str, state: State) -> None:
-    """Refuse to load one: there is no momentum in it, and Composer would go on without, and only warn."""
+    """Refuse to load such a checkpoint: it has no momentum, and Composer would only warn and go on without."""
     load = state.load_optim_state
 
     def load_or_refuse(state_dict: dict[str, Any], strict: bool = True) -> None:
         if ComposerSAMOptimizer.__qualname__ in (state_dict["optimizers"] or ()):
             raise ValueError(
                 f"{name}: this checkpoint was written under Composer's SAM, which does not save the base optimizer's "
-                'state, momentum above all. To start that anew use Trainer(load_ignore_keys=["state/optimizers"]); to '
-                "load the weights alone, load_weights_only=True."
+                "state, such as momentum. To start with fresh state, use "
+                'Trainer(load_ignore_keys=["state/optimizers"]); to load only the weights, use load_weights_only=True.'
             )
         load(state_dict, strict)
 

@@ -13,7 +13,7 @@ _F = TypeVar("_F", bound=Callable[..., bool])
 
 
 def refuse_class(match: _F) -> _F:
-    """Decorate ``match``, the first that a Trainer asks of an algorithm: the class itself answers with an error."""
+    """Decorate ``match``, which a Trainer calls first: called on the class rather than an instance, it raises."""
     return cast("_F", _OfInstances(match))
 
 

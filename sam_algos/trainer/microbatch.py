@@ -1,4 +1,4 @@
-"""Some of a microbatch's samples, where the model is to be given these only."""
+"""A forward pass on some of a microbatch's samples."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Microbatch:
     """One forward pass on some of a microbatch's samples.
 
     Attributes:
-        size: How many samples it has.
-        count: How many of them count; one alone, or nobody, runs in company.
-        rows: Which of them run.
-        weight: What the loss is to be multiplied by, as Composer weighs microbatches by their whole sizes.
-        losses: Of each sample, if asked for.
+        size: The number of its samples.
+        count: The number of selected samples. If fewer than two are selected, others run with them.
+        rows: The samples that run.
+        weight: A factor for the loss, as Composer weighs microbatches by their whole sizes.
+        losses: The loss of each selected sample, if asked for.
     """
 
     def __init__(self, batch: Any, selection: Selection, offset: int) -> None:
@@ -38,7 +38,7 @@ class Microbatch:
             rows = selection.rows(self.size)
         self.count = len(range(*rows.indices(self.size))) if isinstance(rows, slice) else len(rows)
         self._of_the_loss: _Fixed | None = None
-        if self.count < 2 and isinstance(rows, Tensor):  # BatchNorm needs two, and a pass of nobody still has to run
+        if self.count < 2 and isinstance(rows, Tensor):  # BatchNorm needs two, and an empty pass has to run too
             chosen = rows.tolist()
             others = [i for i in range(min(2, self.size)) if i not in chosen]
             run = sorted([*chosen, *others[: 2 - len(chosen)]])
@@ -52,7 +52,7 @@ class Microbatch:
         return batch if self._select is None else self._select(batch)
 
     def widen(self, outputs: Any) -> Any:
-        """Outputs with a row for each sample."""
+        """Outputs with a row for each sample of the microbatch."""
         if self._select is None or not (isinstance(outputs, Tensor) and outputs.ndim):
             whole = outputs
         else:
@@ -62,13 +62,13 @@ class Microbatch:
         return whole
 
     def of_the_loss(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
-        """Outputs and batch without the samples that ran for company."""
+        """Outputs and batch without the samples that were not selected but had to run."""
         if (chosen := self._of_the_loss) is None:
             return outputs, batch
         return chosen(outputs), chosen(batch)
 
     def narrow_outputs(self, outputs: Any) -> Any:
-        """Outputs without the rows that were not run; as the model made them, where nobody changed them."""
+        """Outputs without the rows that were not run: the model's own outputs, unless an algorithm changed them."""
         whole, narrow = self.outputs
         if outputs is whole:
             return narrow
@@ -76,7 +76,7 @@ class Microbatch:
 
 
 class _Fixed(Selection):
-    """Given rows of a batch of any size that has them."""
+    """Selects fixed rows of a batch, whatever its size."""
 
     def __init__(self, rows: slice | Tensor) -> None:
         self._rows = rows
@@ -86,6 +86,6 @@ class _Fixed(Selection):
 
 
 def _within(selection: Rows, offset: int, size: int) -> Tensor:
-    """The chosen rows that lie in a microbatch, counted from its first."""
+    """The chosen rows that lie in a microbatch, as indices into the microbatch."""
     chosen = selection.indices
     return chosen[(chosen >= offset) & (chosen < offset + size)] - offset

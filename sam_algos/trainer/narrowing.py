@@ -1,4 +1,4 @@
-"""A pass inside Composer's Trainer that is not a whole one: on some samples, for the loss of each, or forward only."""
+"""Passes inside Composer's Trainer on some samples, for the loss of each sample, or forward only."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ __all__ = ["Narrowing"]
 class Narrowing:
     """Runs passes on some of the samples.
 
-    Only the model, its loss and its metrics are given fewer samples. Algorithms see whole microbatches and, where the
-    outputs are a tensor, whole outputs (zero for the samples that were not run) at every event, so that a sample is
-    mixed, smoothed and labelled as in a pass on the whole batch, and nothing has to be known about what an algorithm
-    keeps of it.
+    Only the model, its loss and its metrics are given fewer samples. At every event algorithms see whole microbatches
+    and, if the outputs are a tensor, whole outputs (zero for the samples that were not run). So a sample is mixed,
+    smoothed and labelled as in a pass on the whole batch, whatever an algorithm remembers between events.
 
     Args:
         state (State): The Trainer's state.
@@ -43,9 +42,10 @@ class Narrowing:
         """Run the body as ``plan`` says.
 
         Args:
-            plan: On which samples; whether for a gradient; whether for the loss of each sample.
-            first: Whether it is the step's first pass. Others draw, in each microbatch, from where the first drew: with
-                fewer samples a forward pass may draw less, and would leave the next microbatch other numbers.
+            plan: Which samples to use, and whether to compute a gradient and the loss of each sample.
+            first: Whether it is the step's first pass. Later passes restore the random state that the first pass had in
+                each microbatch: with fewer samples a forward pass may draw fewer numbers, and would shift the random
+                numbers of the next microbatch.
         """
         state, model = self._state, _composer_model(self._state.model)
         algorithms, draws = list(state.algorithms), deque(self._draws)
@@ -73,18 +73,18 @@ class Narrowing:
             vars(model).update(replaced)
 
     def losses(self) -> Tensor | None:
-        """The loss of each sample of the last pass, if it was asked for."""
+        """The loss of each sample in the last pass, if it was asked for."""
         found = [m.losses for m in self._microbatches if m.losses is not None]
         return torch.cat(found) if found else None
 
     def share(self) -> float:
-        """How much of the batch the last pass ran on."""
+        """The fraction of the batch that the last pass ran on."""
         whole = sum(m.size for m in self._microbatches)
         return sum(m.count for m in self._microbatches) / max(1, whole)
 
 
 class _Inner:
-    """What happens to the model within one pass."""
+    """Narrows the batch around the model within one pass."""
 
     def __init__(self, plan: Pass, microbatches: list[Microbatch]) -> None:
         self._plan = plan
@@ -95,7 +95,7 @@ class _Inner:
         return self._microbatches[-1]
 
     def algorithm(self) -> Algorithm:
-        """Last before the forward pass, and so first after it, where Composer goes through algorithms backwards."""
+        """Runs last before the forward pass and first after it, where Composer runs algorithms in reverse order."""
         return _On({
             Event.BEFORE_FORWARD: self._before_forward,
             Event.AFTER_FORWARD: self._after_forward,
@@ -116,13 +116,13 @@ class _Inner:
     def _before_backward(self, state: State) -> None:
         if self._plan.losses and state.loss is not self._now.loss:
             raise ValueError(
-                "ESAM needs the loss of each sample, and an algorithm changed the loss after the model had computed "
+                "ESAM needs the loss of each sample, but an algorithm changed the loss after the model had computed "
                 "it, as MixUp(interpolate_loss=True) and CutMix(interpolate_loss=True) do; interpolate the labels "
-                "instead."
+                "instead (interpolate_loss=False)."
             )
 
     def loss(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """The model's loss, of the chosen samples."""
+        """The model's loss, on the chosen samples."""
 
         def narrowed(outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
             now = self._now
@@ -134,13 +134,13 @@ class _Inner:
                 now.loss = loss if now.weight == 1 else _of_each_loss(loss, lambda t: t * now.weight)
             else:
                 device = now.losses.device if now.losses is not None else None
-                now.loss = torch.zeros((), device=device, requires_grad=True)  # for a backward pass of nothing
+                now.loss = torch.zeros((), device=device, requires_grad=True)  # lets backward run without effect
             return now.loss
 
         return narrowed
 
     def eval_forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """The outputs for the metrics, of the chosen samples."""
+        """The outputs for the metrics, on the chosen samples."""
 
         def narrowed(batch: Any, outputs: Any = None) -> Any:
             return original(self._now.narrow(batch), self._now.narrow_outputs(outputs))
@@ -148,7 +148,7 @@ class _Inner:
         return narrowed
 
     def update_metric(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """The metrics' update, by the chosen samples; the outputs are those of `eval_forward`."""
+        """The metrics' update, on the chosen samples. Its outputs come from `eval_forward`, already narrowed."""
 
         def narrowed(batch: Any, *args: Any, **kwargs: Any) -> Any:
             return original(self._now.narrow(batch), *args, **kwargs)
@@ -160,7 +160,7 @@ _METHODS = ("loss", "eval_forward", "update_metric")
 
 
 class _On(Algorithm):
-    """Something to do at some events."""
+    """Runs given actions at some events."""
 
     def __init__(self, actions: dict[Event, Callable[[State], None]]) -> None:
         self._actions = actions
@@ -173,7 +173,7 @@ class _On(Algorithm):
 
 
 def _of_each_loss(loss: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A loss as Composer takes it, a tensor or a tuple or dictionary of them, with ``function`` of each."""
+    """Apply ``function`` to every tensor of a loss: a tensor, or a tuple or dictionary of tensors, as in Composer."""
     if isinstance(loss, Tensor):
         return function(loss)
     if isinstance(loss, dict):
@@ -195,10 +195,10 @@ def _loss_of_each(loss: Callable[..., Any], outputs: Any, batch: Any) -> Tensor:
 
 _NEEDS_REDUCTION = (
     "ESAM needs the loss of each sample: the model's loss(outputs, batch, reduction='none') has to return a tensor "
-    "with one row for each, as ComposerClassifier's does with torch's own losses."
+    "with one row for each sample, as ComposerClassifier's loss does with torch's own loss functions."
 )
 
 
 def _composer_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The user's model, inside of what data parallelism put around it."""
+    """The user's model, without the wrapper of data parallelism."""
     return next(module for module in model.modules() if isinstance(module, ComposerModel))

@@ -1,4 +1,4 @@
-"""Both passes of a step inside Composer's Trainer."""
+"""The passes of a step inside Composer's Trainer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["TrainerPasses", "training_progress"]
 
 
 def training_progress(state: State) -> float | None:
-    """The share of training that is done, moving with every batch whatever the unit of ``max_duration``.
+    """The fraction of training done. It advances with every batch, whatever the unit of ``max_duration``.
 
-    Composer's own elapsed duration stands still within an epoch where ``max_duration`` counts epochs (which it
-    does only where the loader's length is known); it serves for every other unit.
+    Composer's own elapsed duration is used for all units but epochs: with epochs it does not change within an epoch.
+    There the batches of the epoch are counted too, if the loader's length is known.
     """
     total, now = state.max_duration, state.timestamp
     if total is None:
@@ -34,11 +34,11 @@ def training_progress(state: State) -> float | None:
 
 
 class TrainerPasses(Passes):
-    """A step inside Composer's Trainer, whose closure runs all microbatches with all their events.
+    """The passes of a step inside Composer's Trainer. Its closure runs all microbatches with all their events.
 
-    Algorithms and callbacks that act when a batch is trained (gradient clipping above all) are held back during
-    the passes and act once, on the gradient that the base optimizer gets. Callbacks and train metrics do not see
-    the second pass: its weights are not the model's.
+    Algorithms and callbacks that act after a batch is trained (mainly gradient clipping) are held back during the
+    passes. They act once, on the gradient that the base optimizer gets. Callbacks and train metrics do not see the
+    second pass: it runs at displaced weights.
     """
 
     def __init__(self, state: State, logger: Logger, *, selects: bool = False) -> None:
@@ -49,7 +49,7 @@ class TrainerPasses(Passes):
         self.finish, self.log = self._finish, logger.log_metrics
 
     def first(self, closure: Callable[..., Any], plan: Pass) -> Outcome | None:
-        """Run the closure, without what acts when a batch is trained."""
+        """Run the closure, without the algorithms and callbacks that act after a batch is trained."""
         narrowed = isinstance(plan.selection, First)
         if plan.repeatable:
             self._replay.record(self._state.model, plan.params, self._state.batch, narrowed=narrowed)
@@ -57,7 +57,7 @@ class TrainerPasses(Passes):
             return self._call(closure, plan, first=True)
 
     def again(self, closure: Callable[..., Any], plan: Pass) -> Outcome | None:
-        """Run the closure again, unseen."""
+        """Run the closure again, unseen by callbacks and train metrics."""
         with ExitStack() as stack:
             stack.enter_context(self._replay.again())
             stack.enter_context(self._muted())
@@ -77,7 +77,7 @@ class TrainerPasses(Passes):
         return Outcome(loss, self._narrowing.losses(), self._narrowing.share(), synchronized)
 
     def _finish(self) -> None:
-        """Let algorithms and callbacks act on the trained batch."""
+        """Let the algorithms and callbacks that were held back act on the trained batch."""
         state = self._state
         for algorithm in reversed(state.algorithms):
             if algorithm.match(Event.AFTER_TRAIN_BATCH, state):
@@ -95,7 +95,7 @@ class TrainerPasses(Passes):
         return None if length is None else length.value
 
     def model(self) -> torch.nn.Module:
-        """The Trainer's model, with what data parallelism put around it."""
+        """The Trainer's model, including the wrapper of data parallelism."""
         return self._state.model
 
     @contextmanager
@@ -111,7 +111,7 @@ class TrainerPasses(Passes):
         try:
             yield
         except BaseException:
-            state.batch = batch  # which Composer puts back itself after a pass that succeeds
+            state.batch = batch  # Composer restores it only if the pass succeeds
             raise
         finally:
             state.algorithms, state.callbacks = algorithms, callbacks
@@ -131,7 +131,7 @@ class TrainerPasses(Passes):
 
 
 class _AlgorithmExcept(Algorithm):
-    """An algorithm that does not act on some events."""
+    """An algorithm that ignores some events."""
 
     def __init__(self, algorithm: Algorithm, events: Collection[Event]) -> None:
         self._algorithm = algorithm
@@ -145,7 +145,7 @@ class _AlgorithmExcept(Algorithm):
 
 
 class _CallbackExcept(Callback):
-    """A callback that does not see some events."""
+    """A callback that ignores some events."""
 
     def __init__(self, callback: Callback, events: Collection[Event]) -> None:
         self._callback = callback

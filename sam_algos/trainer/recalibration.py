@@ -51,37 +51,40 @@ _EVENTS = frozenset(
 
 @dataclass(repr=False, eq=False)
 class RecalibrateBatchNorm(Options, Algorithm):
-    """Gather BatchNorm's running statistics anew, by forward passes over training data (see `sam_algos.recalibrate`).
+    """Recompute BatchNorm's running statistics by forward passes over training data (see `sam_algos.recalibrate`).
 
-    **Use it** with Momentum-SAM, RandomSAM and ``ascent_fraction``: their statistics are gathered at displaced weights
-    or on a fraction of the batch. Other methods gather them at the clean weights, on whole batches.
+    **Use it** with Momentum-SAM, RandomSAM and ``ascent_fraction``, which gather the statistics at displaced weights or
+    on a fraction of the batch. Other methods gather them at the clean weights, on whole batches.
 
-    **At the end of fit** the statistics are gathered once and stay: before the last evaluation if it is an end of
-    epoch's or a batch's, else before the last checkpoint. So the last checkpoint, the evaluation and the model agree.
-    A ``fit()`` that goes on from there has the parameters that it would have had, and statistics that forget this at
-    the rate of their momentum. **With** ``evaluations="all"`` every evaluation sees recalibrated statistics, too, and
-    training gets its own back: checkpoints before the last have training's own, and a run resumed from them is the
-    uninterrupted one. With ``EMA`` it is the averaged weights' statistics in all of this, wherever Composer evaluates
-    or saves these; a model that ``SWA`` replaced is recalibrated as it is, which SWA leaves undone.
+    **At the end of fit** the statistics are recomputed once and kept. This happens before the last evaluation if that
+    is due at the end of an epoch or batch, otherwise before the last checkpoint. So the last checkpoint, the evaluation
+    and the model agree. A later ``fit()`` continues with the same parameters as without recalibration; its statistics
+    forget the recalibration at the rate of their momentum.
 
-    **Data** are the first batches that the training dataloader yields in the current epoch's order, with the transforms
-    of its ``DataSpec`` and without what algorithms make of them (MixUp); dataloader and random streams go on as if
-    nothing had happened, with worker processes too, unless the dataset itself holds a random generator. All processes
-    average over all of theirs.
+    **With** ``evaluations="all"`` every evaluation sees recalibrated statistics too, and training gets its own back
+    afterwards. Checkpoints before the last hold training's own statistics, so a run resumed from them equals the
+    uninterrupted run. With ``EMA`` all of this applies to the averaged weights, wherever Composer evaluates or saves
+    them. A model that ``SWA`` replaced is recalibrated as it is, which SWA itself does not do.
+
+    **Data** are the first batches of the training dataloader in the current epoch's order, with the transforms of its
+    ``DataSpec`` but without the changes of algorithms (MixUp). The dataloader, its worker processes and the random
+    streams go on as if nothing had happened, unless the dataset itself holds a random generator. The statistics are
+    averaged over the batches of all processes.
 
     **Cost.** ``batches`` forward passes without gradients, at the end or for each evaluator of every evaluation;
     logged as ``recalibration/forwards``, in units of a forward pass over a batch.
 
     Args:
-        batches (int): How many batches of each process, or one epoch if that is shorter. Default: ``200``, as fvcore's
-            ``update_bn_stats``, which bounds the cost on large data; the error of a mean falls with the root.
+        batches (int): The number of batches per process, or one epoch if that is shorter. Default: ``200``, as in
+            fvcore's ``update_bn_stats``. It bounds the cost on large data; the error of a mean falls with its square
+            root.
         evaluations (str): ``'last'`` or ``'all'``. Default: ``'last'``, which costs as much as evaluating once.
-        dataloader (Iterable | DataSpec, optional): Data of its own, for a ``train_dataloader`` that cannot be iterated
-            twice at a time (streaming). Default: the training dataloader.
+        dataloader (Iterable | DataSpec, optional): Separate data, for a ``train_dataloader`` that cannot be iterated
+            twice at once (streaming). Default: the training dataloader.
 
     Raises:
-        ValueError: If an argument is outside its range; at the first gathering, if there is no training dataloader, or
-            it cannot be told which ``DataSpec`` it is trained with.
+        ValueError: If an argument is outside its range. At the first recalibration, if there is no training dataloader,
+            or if its ``DataSpec`` is ambiguous.
 
     Example:
         >>> RecalibrateBatchNorm(batches=50, evaluations="all")
@@ -92,11 +95,11 @@ class RecalibrateBatchNorm(Options, Algorithm):
     evaluations: Literal["last", "all"] = "last"
     dataloader: _Loader = field(default=None, kw_only=True, repr=False)
 
-    _layers: Any = field(default=None, init=False)  # that training moves
-    _counts: bool = field(default=False, init=False)  # the pass that begins, as far as layers are concerned
-    _ended: bool = field(default=False, init=False)  # as of before an evaluation
-    _before: Statistics | None = field(default=None, init=False)  # training's own, while an evaluation has others
-    _done: tuple[int, float] | None = field(default=None, init=False)  # the weights whose statistics were to stay
+    _layers: Any = field(default=None, init=False)  # the layers that training updates
+    _counts: bool = field(default=False, init=False)  # whether the next pass is a step's first, which shows the layers
+    _ended: bool = field(default=False, init=False)  # whether training had ended before the evaluation
+    _before: Statistics | None = field(default=None, init=False)  # training's own, during an evaluation
+    _done: tuple[int, float] | None = field(default=None, init=False)  # the weights of the statistics to keep
 
     @refuse_class
     def match(self, event: Event, state: State) -> bool:
@@ -104,19 +107,19 @@ class RecalibrateBatchNorm(Options, Algorithm):
         return event in _EVENTS
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Gather where `evaluations` asks for it, to stay at the end of training."""
+        """Recalibrate where `evaluations` asks for it; at the end of training keep the result."""
         if event == Event.INIT:
             self._surround(state)
         elif event == Event.FIT_START:
-            self.put_back()  # an evaluation was interrupted
+            self.put_back()  # in case an evaluation was interrupted
         elif event == Event.BEFORE_TRAIN_BATCH:
-            self._counts = True  # not reached by the repetition of a pass, in which BatchNorm does not track
+            self._counts = True  # not set in repeated passes, in which BatchNorm does not track
         elif event == Event.AFTER_FORWARD:
             if self._counts:
-                self._layers = recalibrated_layers(state.model)  # Composer switches all to training mode soon after
+                self._layers = recalibrated_layers(state.model)  # now: Composer soon sets all to training mode
             self._counts = False
         elif event in (Event.EVAL_BEFORE_ALL, Event.EVAL_STANDALONE_START):
-            self._ended = _ended(state)  # which the evaluation's dataloader would not tell
+            self._ended = _ended(state)  # now: during evaluation the state has another dataloader
         elif self._ended if event == Event.EVAL_START else _ended(state):
             if not _same(self._done, now := _weights(state)):
                 self._gather(state, logger)
@@ -127,21 +130,21 @@ class RecalibrateBatchNorm(Options, Algorithm):
             self._before = before
 
     def put_back(self) -> None:
-        """Give training its own statistics back."""
+        """Restore training's own statistics."""
         if self._before is not None:
             self._before.restore()
             self._before = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Which weights' statistics the model has."""
+        """The weights that the model's statistics belong to."""
         return {"repr": repr(self), "done": self._done}
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
-        """Which weights' statistics the model has."""
+        """Restore which weights the model's statistics belong to."""
         self._done = None if state.get("done") is None else tuple(state["done"])
 
     def _surround(self, state: State) -> None:
-        """Leave in this Trainer an instance of its own: after all others, where EMA has swapped its weights in."""
+        """Give this Trainer its own instance, after all other algorithms, so that EMA has swapped its weights in."""
         own = replace(self)
         state.algorithms = [_PutBack(own), *(a for a in state.algorithms if a is not self), own]
 
@@ -156,7 +159,7 @@ class RecalibrateBatchNorm(Options, Algorithm):
 
 
 class _PutBack(Algorithm):
-    """Stands before all other algorithms, so that EMA takes back what it gave."""
+    """Runs before all other algorithms, so that the statistics are restored before EMA swaps its weights out."""
 
     def __init__(self, recalibration: RecalibrateBatchNorm | None = None) -> None:
         self._recalibration = recalibration
@@ -192,7 +195,7 @@ class _Forward:
 
 
 def _ended(state: State) -> bool:
-    """Whether no batch follows; an epoch counts as over with its last batch, at which Composer evaluates and saves."""
+    """Whether no batch follows. An epoch ends with its last batch, when Composer evaluates and saves."""
     now, length = state.timestamp, state.dataloader_len
     if length is not None and now.batch_in_epoch.value >= max(1, length.value):
         now = now.to_next_epoch()
@@ -200,23 +203,23 @@ def _ended(state: State) -> bool:
 
 
 def _weights(state: State) -> tuple[int, float]:
-    """Which weights the model has, on all processes alike: EMA and SWA put others in at one and the same batch."""
+    """A fingerprint of the weights, equal on all processes. The batch alone is not enough: EMA and SWA swap weights."""
     params = list(state.model.parameters())
     return state.timestamp.batch.value, float(Vector(params, shards.local_parts([p.data for p in params])).norm())
 
 
 def _same(a: tuple[int, float] | None, b: tuple[int, float]) -> bool:
-    """Whether two readings are of the same weights; on another device the norm's last digits are others."""
+    """Whether two fingerprints match. The norm's last digits may differ between devices."""
     return a is not None and a[0] == b[0] and math.isclose(a[1], b[1], rel_tol=1e-6)
 
 
 def _training_data(state: State) -> DataSpec:
-    """The training dataloader with the transforms that it is trained with."""
+    """The training dataloader with the transforms that training applies."""
     loader = state.train_dataloader
     refusal = "RecalibrateBatchNorm(dataloader=None): dataloader must be given where the "
     if loader is None:
         raise ValueError(f"{refusal}Trainer has no train_dataloader.")
-    # Composer's Trainer keeps its DataSpec to itself; without the transforms the statistics would be of other data.
+    # Composer's Trainer hides its DataSpec, and without its transforms the statistics would describe other data.
     found = [s for s in gc.get_objects() if issubclass(type(s), DataSpec) and s.dataloader is loader]
     evaluated = {id(evaluator.dataloader) for evaluator in state.evaluators}
     found = [s for s in found if id(s) not in evaluated] or found
@@ -226,13 +229,13 @@ def _training_data(state: State) -> DataSpec:
 
 
 def _functions(spec: DataSpec) -> tuple[Any, ...]:
-    """What a DataSpec does with a batch; its defaults are methods of its own."""
+    """The functions that a DataSpec applies to a batch. Defaults are bound methods, so compare the functions."""
     functions = spec.batch_transforms, spec.microbatch_transforms, spec.split_batch, spec.get_num_samples_in_batch
     return tuple(getattr(f, "__func__", f) if getattr(f, "__self__", None) is spec else f for f in functions)
 
 
 def _twin(loader: Any) -> Any:
-    """The same data from an iterator of its own: persistent workers have one, which training may be in the midst of."""
+    """The same data with a separate iterator: with persistent workers a loader has only one, which training uses."""
     if not isinstance(loader, DataLoader):
         return loader
     twin = copy.copy(loader)
@@ -242,7 +245,7 @@ def _twin(loader: Any) -> Any:
 
 @contextmanager
 def _generators_put_back(loader: Any) -> Iterator[None]:
-    """Run the body and put back the random generators that a DataLoader and its samplers were given."""
+    """Run the body, then restore the random generators that a DataLoader and its samplers were given."""
     samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
     holders = [loader, *samplers, *(getattr(sampler, "sampler", None) for sampler in samplers)]
     found = [getattr(holder, "generator", None) for holder in holders]

@@ -1,4 +1,4 @@
-"""Sharded parameters: how a sharded checkpoint may lack what a method adds to one."""
+"""Loading sharded checkpoints that lack a method's buffers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def will_be_fsdp1(state: State) -> bool:
 
 
 class _Planner(DefaultLoadPlanner):
-    """Leaves what a method adds as it is where a checkpoint has none; all else must be there."""
+    """Skips a method's buffers that the checkpoint lacks. Everything else must be in the checkpoint."""
 
     def __init__(self, added: Collection[str]) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class _Planner(DefaultLoadPlanner):
 def load_without(buffers: Collection[str], state: State) -> None:
     """Let a sharded checkpoint lack ``buffers``, which then start from zero, and a parameter group's own ``rho``.
 
-    That of plain training lacks them, and so does one that a method wrote before its first sharp step.
+    A checkpoint lacks them if it was written by plain training, or by a method before its first sharp step.
     """
     config, optimizer = state.fsdp_config, state.optimizers[0]
     added = set(buffers)
@@ -47,7 +47,7 @@ def load_without(buffers: Collection[str], state: State) -> None:
     if not added or not isinstance(config, FSDP2Config) or config.load_planner is not None:
         return
 
-    # The planner is a property of the class, which answers None and cannot be set.
+    # The planner is a read-only property of the class, and returns None.
     class Config(type(config)):
         @property
         def load_planner(self) -> _Planner:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.timing import norm_and_write
 from sam_algos import AESAM, SAM, Method
 from tests.benchmarks.traffic import Traffic, count
 
@@ -55,6 +56,13 @@ def test_operations_on_small_tensors_do_not_depend_on_their_number() -> None:
 def test_a_flat_adaptive_step_reads_the_gradient_once_and_no_more() -> None:
     never = AESAM(lambda_1=100.0, lambda_2=100.0)
     assert optimizer_side(never, 20, 100_000).bytes / (20 * 100_000) <= 4.1
+
+
+def test_the_unit_of_a_sharp_step_is_a_norm_and_a_write() -> None:
+    """Read for the norm; read twice and written for the sum: the 16 bytes per parameter of a step of SAM."""
+    unit = norm_and_write(torch.zeros(()), 1000)
+    assert count(unit).bytes / 1000 == pytest.approx(16, abs=0.01)
+    assert count(norm_and_write(torch.zeros((), dtype=torch.float64), 1000)).bytes / 1000 == pytest.approx(32, abs=0.01)
 
 
 def test_traffic_counts_what_operations_read_and_write() -> None:

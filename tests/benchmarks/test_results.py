@@ -66,7 +66,7 @@ def test_an_existing_result_is_neither_lost_nor_mixed(tmp_path: Path):
     first = open_cost(path, {"seconds": 1.0})
     first.data = SAMPLES
     first.save()
-    with pytest.raises(BenchmarkError, match="--resume goes on with it"):
+    with pytest.raises(BenchmarkError, match="--resume continues it"):
         open_cost(path, {"seconds": 1.0})
     with pytest.raises(BenchmarkError, match=r"other settings \(seconds\)"):
         open_cost(path, {"seconds": 2.0}, resume=True)
@@ -119,7 +119,7 @@ def test_options_may_stand_between_recipe_and_overrides():
     assert args.workloads == ["recipe"], "a recipe that was given is what is measured"
     args = parse(["phases", "x=1"])
     assert (args.recipe, args.overrides, args.name) == ("digits/sgd", ["x=1"], "phases-digits")
-    assert parse(["cost"]).workloads == ["recipe", "mlp", "resnet18"]
+    assert parse(["cost"]).workloads == ["recipe", "mlp", "mnist1d", "resnet18"]
 
 
 def test_help_does_not_wait_for_torch():

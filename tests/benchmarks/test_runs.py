@@ -96,6 +96,21 @@ def test_cost_in_a_bare_loop_goes_on_where_it_was_interrupted(tmp_path: Path, mo
     assert "### MLP" in text and "| SAM(interval=1) | 2.00 |" in text and "| CPU |" in text
 
 
+def test_cost_of_a_small_network_beside_fifteen_lines(tmp_path: Path):
+    result = measure(tmp_path, "cost", "--workloads", "mnist1d", "--modes", "bare", "--seconds", "0", "--rounds", "2")
+    table = result["data"]["mnist1d/bare"]
+    assert table["parameters"] == 40 * 100 + 100 + 100 * 100 + 100 + 100 * 10 + 10
+    assert {len(column) for column in table["unit"].values()} == {2} and min(table["unit"]["cpu"]) > 0
+    [rows] = shown(tmp_path).values()
+    gradients = {name: float(cells[0]) for name, cells in rows.items()}
+    assert (gradients["SAM in fifteen lines"], gradients["Momentum-SAM in fifteen lines"]) == (2, 1)
+    assert gradients["Composer's SAM(interval=1)"] == 2
+    extra = {name: cells[-1] for name, cells in rows.items()}
+    assert {name for name, cell in extra.items() if cell == "–"} == {*FROM_TORCH, "ESAM()"}
+
+
+FROM_TORCH = (PLAIN, AGAIN, "plain, fused=True", FLOOR)
+
 TWO_PROCESSES = """
 import sys
 from torch import nn
@@ -224,7 +239,7 @@ def test_gpu_does_everything_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(gpu, "tests", lambda seconds: {"pytest -m gpu": f"asked for {seconds:.0f} s"})
     arguments = ("gpu", "--device", "cpu", "--quick", "--minutes")
     first = measure(tmp_path, *arguments, "0")
-    assert first["data"]["facts"]["Left out"]["vit_s16/bfloat16"] == "no time left: --resume goes on"
+    assert first["data"]["facts"]["Left out"]["vit_s16/bfloat16"] == "no time left: --resume continues"
     with pytest.raises(BenchmarkError, match="other settings"):
         measure(tmp_path, *arguments, "5", "--resume")
     found = measure(tmp_path, *arguments, "5", "--overwrite")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.names import color, users_name
 from benchmarks.plots import frontier
+from benchmarks.report import _cost as table_of_cost
 from benchmarks.report import verdict
 from benchmarks.results import BenchmarkError
 from benchmarks.study import FRESH, Job, Study, scores
@@ -20,6 +21,7 @@ from benchmarks.summary import (
     Quartiles,
     agrees,
     compare,
+    extra,
     interval,
     median_interval,
     summarize_cost,
@@ -99,6 +101,56 @@ def test_the_ideal_line_ends_at_the_measured_floor():
 )
 def test_a_verdict_needs_two_equal_optimizers_to_agree(again: float, said: str):
     assert said in verdict(summarize_cost(cost(again)))
+
+
+def timed(outside: list[float], gradients: list[float]) -> dict[str, list[float]]:
+    return {"outside": outside, "gradients": gradients}
+
+
+def test_extra_is_what_a_sharp_step_spends_beyond_the_floor_in_units():
+    """A base step of one second; sharp steps add 4 and 6 times half a second, the plain one nothing."""
+    floor = timed([1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
+    assert extra(timed([3.0, 1.0, 4.0], [2.0, 1.0, 2.0]), floor, unit=0.5) == (5.0, 4.0, 6.0)
+    assert extra(timed([1.5] * 3, [1.0] * 3), floor, unit=0.5) == (1.0, 1.0, 1.0), "of all steps where none is sharp"
+    assert extra({"gradients": [2.0] * 3}, floor, unit=0.5) is None
+
+
+def with_cpu_times() -> dict:
+    """A table in which the wall clock sees twice the CPU time, and every SAM step adds 0.1 s, two units."""
+    table = cost()
+    for name, columns in table["samples"].items():
+        columns["cpu"] = [seconds / 2 for seconds in columns["wall"]]
+        columns["wall"] = [seconds * (1 + i) for i, seconds in enumerate(columns["wall"])]
+        columns["outside"] = [0.3 if "SAM" in name else 0.2] * len(columns["cpu"])
+    table["contenders"][PLAIN]["package"] = "torch"
+    return {**table, "title": "x", "parameters": 1, "clock": "cpu", "unit": {"wall": [9.0], "cpu": [0.05]}}
+
+
+def test_a_table_in_cpu_time_is_summarized_in_cpu_time():
+    summary = summarize_cost(with_cpu_times())
+    assert summary["rows"]["SAM(interval=1)"]["ms"].median == pytest.approx(1050)
+    assert summary["floor"] == pytest.approx(1.9) and summary["unit"] == 0.05
+    assert summary["against"]["Composer's SAM(interval=1)"] == pytest.approx([2.1 / 2.3] * 3)
+
+
+def test_a_table_shows_the_unit_where_it_was_measured():
+    shown = table_of_cost(with_cpu_times())
+    column = shown.header.index("extra, in units of norm + write")
+    cells = {row[0]: row[column] for row in shown.rows}
+    assert cells["SAM(interval=1)"] == "2.00 (2.00 to 2.00)" and cells[PLAIN] == "–"
+    text = " ".join(shown.notes)
+    assert "Times are CPU times of the process." in text and "other memory (50 ms here)" in text
+    old = table_of_cost({**cost(), "title": "x", "parameters": 1})
+    assert not [title for title in old.header if "extra" in title] and "CPU time" not in " ".join(old.notes)
+
+
+def test_a_step_by_hand_is_compared_with_the_method_that_takes_the_same():
+    table = cost()
+    for name, seconds in {"MomentumSAM()": 1.5, "Momentum-SAM in fifteen lines": 1.2}.items():
+        table["samples"][name] = columns([seconds] * 8, [1.0] * 8)
+        table["contenders"][name] = {"line": name, "package": "x"}
+    text = verdict(summarize_cost(table))
+    assert "Momentum-SAM in fifteen lines: MomentumSAM() / its 1.250, 95 % interval 1.250–1.250: ours is slower" in text
 
 
 def test_users_names_and_their_colors_are_distinct():

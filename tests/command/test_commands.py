@@ -14,7 +14,7 @@ import pytest
 from sam_algos import METHODS
 from sam_algos.command import COMMANDS, main
 from sam_algos.recipes import methods_of, shipped
-from sam_algos.recipes.catalogue import catalogue
+from sam_algos.recipes.naming.catalogue import catalogue
 from tests.recipes.writing import Write
 
 Capture = pytest.CaptureFixture[str]

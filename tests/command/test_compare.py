@@ -18,8 +18,8 @@ import torch
 from composer import Trainer
 
 from sam_algos.command import main
-from sam_algos.recipes.comparison import Result, conclusion, draw, standings, table
-from sam_algos.recipes.summaries import Headline, Summary, read_metrics
+from sam_algos.recipes.results import Headline, Summary, read_metrics
+from sam_algos.recipes.results.comparison import Result, conclusion, draw, standings, table
 from tests.recipes.writing import TINY, Write
 
 Capture = pytest.CaptureFixture[str]
@@ -235,6 +235,14 @@ def test_an_error_in_one_of_several_processes_is_one_line_and_leaves_nothing(wri
         r"(failed: (bad|worse), seed 1000\n)+error: model: vit_s16 does not take 1x8x8 images: .*\n", said
     )
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(write: Write, capsys: Capture) -> None:
+    Path("runs").touch()
+    assert main(["compare", recipe(write), "--jobs", "2"]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: run_folder: cannot make runs/\S+-compare-\S+: Not a directory\n", said)
+    assert Path("runs").is_file()
 
 
 def result(method: str, seed: int, value: float | None, gradients: float = 1.0, cpu: float | None = 1.0) -> Result:

@@ -14,8 +14,8 @@ from composer import State, Trainer
 
 from sam_algos import train
 from sam_algos.command import main
-from sam_algos.recipes.records import StepTimes
-from sam_algos.recipes.summaries import read_metrics
+from sam_algos.recipes.results import read_metrics
+from sam_algos.recipes.run.records import StepTimes
 from tests.command.running import Capture, fails
 from tests.recipes.writing import Write
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from sam_algos.command import main
-from sam_algos.recipes.catalogue import catalogue
-from sam_algos.recipes.forms import Form
+from sam_algos.recipes.naming.arguments import Form
+from sam_algos.recipes.naming.catalogue import catalogue
 from tests.recipes.writing import Write
 
 CASES = int(os.environ.get("SAM_ALGOS_FUZZ", "120"))

@@ -175,7 +175,7 @@ def test_the_checkpoint_of_plain_training_loads_and_the_method_begins(options: d
     assert net._sharpness_aware is not None and net._sharpness_aware.method_state_dict()["step"] == len(loader())
 
 
-def test_training_that_does_not_resume_begins_anew(options: dict[str, Any], tmp_path: Path) -> None:
+def test_training_that_does_not_resume_starts_fresh(options: dict[str, Any], tmp_path: Path) -> None:
     """Weights may come from a checkpoint without its training: by `load_from_checkpoint`, or by a validation."""
     path = checkpoint(tmp_path, Net(), options)
     assert torch.load(path, weights_only=False)["sharpness_aware"]["step"] == len(loader())
@@ -545,7 +545,7 @@ def test_accumulation_that_changes_from_epoch_to_epoch(options: dict[str, Any]) 
             optimizer.step(lambda step=step, k=k: backward_over(other, step, k))
             optimizer.zero_grad()
     assert same(dict(net.network.state_dict()), dict(other.state_dict()))
-    with pytest.raises(ValueError, match=r"number of steps.*GradientAccumulationScheduler changes it"):
+    with pytest.raises(ValueError, match=r"number of steps.*GradientAccumulationScheduler changes that number"):
         fit(Net(AESAM()), {**options, "callbacks": [schedule()]})
 
 
@@ -620,7 +620,7 @@ def test_a_groups_own_radius_survives_the_checkpoint_of_plain_training(options: 
     assert [group.get("rho") for group in trainer.optimizers[0].param_groups] == [0.0, None]
 
 
-def test_a_start_that_was_never_reached_is_told_at_the_end_of_fit(options: dict[str, Any]) -> None:
+def test_a_start_that_was_never_reached_warns_at_the_end_of_fit(options: dict[str, Any]) -> None:
     class Stops(Net):
         def on_train_epoch_end(self) -> None:
             self.trainer.should_stop = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sam_algos import AESAM, ESAM, SAM, LookSAM, Method, MomentumSAM
-from tests.cases import each_kind, make_batches, make_model, same, snapshot, wrap
+from tests.cases import each_kind, make_batches, make_model, model_of, same, snapshot, wrap
 
 K = 3
 BATCHES = make_batches(4 * K)
@@ -114,15 +115,26 @@ def test_a_flat_step_and_one_pass_methods_keep_no_batches() -> None:
         model = make_model("mlp")
         optimizer: Any = wrap(method, model)
         as_they_come(optimizer, model, "step")
-        optimizer.accumulate(partial(microbatch, model, *BATCHES[0]))
-        assert optimizer._context.passes._earlier[0].closure is None
+        optimizer.accumulate(closure := partial(microbatch, model, *BATCHES[0]))
+        kept = weakref.ref(closure)
+        del closure
+        assert kept() is None
 
 
 def test_nothing_is_kept_when_the_step_is_over() -> None:
     model = make_model("mlp")
     optimizer: Any = wrap(SAM(), model)
     as_they_come(optimizer, model, "backward")
-    assert not optimizer._context.passes.begun
+    kept = []
+    for batch in BATCHES[:K]:
+        closure = partial(microbatch, model, *batch)
+        kept.append(weakref.ref(closure))
+        if len(kept) < K:
+            optimizer.accumulate(closure)
+    assert kept[0]() is not None
+    optimizer.step(closure)
+    del closure
+    assert [found() for found in kept] == [None] * K
 
 
 @pytest.mark.parametrize("zero", [lambda o: o.zero_grad(), lambda o: o.zero_grad(set_to_none=False)])
@@ -210,10 +222,10 @@ def test_a_copy_made_amid_a_step_is_at_its_beginning(clone: Callable[[Any], Any]
     optimizer.accumulate(partial(microbatch, model, *BATCHES[0]))
     other = clone(optimizer)
     assert not other._context.passes.begun and optimizer._context.passes.begun
-    as_they_come(other, other._context.passes.model(), "step")
+    as_they_come(other, model_of(other), "step")
 
 
-def test_time_between_microbatches_is_the_programs() -> None:
+def test_time_between_microbatches_is_not_charged_to_the_method() -> None:
     """A method that is given an overhead must not pay for the loading of data."""
     model = make_model("mlp")
     optimizer: Any = wrap(AESAM(target_overhead=0.1), model)
@@ -240,7 +252,7 @@ def test_time_between_microbatches_is_the_programs() -> None:
     assert set(known["plain"]) == {203.0}
 
 
-def test_the_first_closure_is_still_watched_for_gradients_of_before() -> None:
+def test_gradients_left_from_before_the_first_microbatch_are_refused() -> None:
     model = make_model("mlp")
     optimizer: Any = wrap(SAM(), model)
     microbatch(model, *BATCHES[0])

@@ -59,7 +59,7 @@ def test_only_the_first_pass_of_a_sharp_step_sees_a_share(method: SAM | ASAM) ->
         assert closure.asked == ([4, 7] if optimizer.metrics["sam/applied"] else [7])
 
 
-def test_the_whole_batch_is_asked_for_in_no_words() -> None:
+def test_a_pass_on_the_whole_batch_passes_no_selection() -> None:
     model = make_model("mlp")
     optimizer = wrap(SAM(ascent_fraction=1.0), model)
     [(x, y)] = make_batches(1)

@@ -24,6 +24,7 @@ from tests.cases import (
     each_kind,
     make_batches,
     make_model,
+    model_of,
     same,
     snapshot,
     steps,
@@ -81,7 +82,7 @@ def test_a_gradient_that_is_not_finite_leaves_nothing_to_step_on(take: Callable[
     assert after["method"] == {**before["method"], "nonfinite": 1}
 
 
-def test_clipping_between_acts_on_the_gradient_that_the_optimizer_gets_and_on_no_decision() -> None:
+def test_clipping_between_backward_and_step_changes_the_gradient_and_no_decision() -> None:
     clipped, hooked = make_model("mlp"), make_model("mlp")
 
     def take(optimizer: SharpnessAwareOptimizer) -> None:
@@ -119,12 +120,12 @@ def test_a_copy_has_no_gradient_waiting_and_goes_on(clone: Callable[[Any], Any])
     with pytest.raises(TypeError, match="needs the closure"):
         other.step()
     assert other.method_state_dict()["step"] == 1
-    by_backward(other, other._context.passes.model(), BATCHES[1:])
+    by_backward(other, model_of(other), BATCHES[1:])
     assert other.method_state_dict()["step"] == len(BATCHES)
 
 
 @each_kind
-def test_a_loop_that_saves_what_the_method_remembers_goes_on_as_if_it_had_not_stopped(method: Method) -> None:
+def test_a_loop_that_saves_method_memory_resumes_exactly(method: Method) -> None:
     """The base optimizer's own checkpoint, and `method_memory` as programs save any object."""
     batches, whole = make_batches(8), make_model("batchnorm")
     through: Any = wrap(method, whole, total_steps=8)
@@ -139,7 +140,7 @@ def test_a_loop_that_saves_what_the_method_remembers_goes_on_as_if_it_had_not_st
     assert same(snapshot(second, after), snapshot(whole, through))
 
 
-def test_distributed_checkpoints_hold_the_memory_as_an_object_of_theirs(tmp_path: Path) -> None:
+def test_distributed_checkpoints_save_and_load_method_memory(tmp_path: Path) -> None:
     method = AESAM(target_overhead=0.5)  # whose memory grows
     optimizer: Any = train(method, make_model("mlp"), BATCHES)
     other: Any = wrap(method, make_model("mlp"), total_steps=len(BATCHES))
@@ -164,7 +165,7 @@ def test_a_scheduler_of_either_optimizer_sees_the_step_of_either(owner: str, tak
 
 
 @pytest.mark.parametrize("call", ["step", "backward"])
-def test_a_loss_in_place_of_the_closure_is_told_apart(call: str) -> None:
+def test_a_loss_in_place_of_the_closure_is_refused(call: str) -> None:
     model = make_model("mlp")
     optimizer: Any = wrap(SAM(), model)
     with pytest.raises(TypeError, match="has to be a function that computes the loss and its gradients, not a Tensor"):

@@ -37,7 +37,7 @@ class Adds(Closure):
 
 
 @pytest.mark.parametrize("after", ["backward", "step"])
-def test_two_without_a_step_between_them_do_not_add_up_and_are_refused(after: str) -> None:
+def test_a_second_backward_without_a_step_or_zeroing_is_refused(after: str) -> None:
     """Plain gradients would be accumulated; that of the first `backward` would be lost."""
     model = make_model("mlp")
     optimizer: Any = wrap(SAM(), model)
@@ -52,7 +52,7 @@ def test_two_without_a_step_between_them_do_not_add_up_and_are_refused(after: st
     assert optimizer.method_state_dict()["step"] == 1
 
 
-def test_what_is_loaded_between_backward_and_step_is_what_the_step_adds_to() -> None:
+def test_the_step_counts_from_a_state_loaded_after_backward() -> None:
     model = make_model("mlp")
     optimizer: Any = wrap(SAM(), model)
     optimizer.backward(Closure(model, optimizer, BATCHES[0]))
@@ -88,7 +88,7 @@ def test_a_gradient_that_was_zeroed_before_the_step_is_not_remembered(base: str,
         optimizer.step()
 
 
-def test_a_hook_that_zeroes_the_gradients_after_the_step_hides_no_step() -> None:
+def test_a_hook_that_zeroes_gradients_after_the_step_does_not_lose_the_step() -> None:
     model = make_model("mlp")
     optimizer: Any = wrap(LookSAM(k=2), model)
     optimizer.register_step_post_hook(lambda base, *_: base.zero_grad())
@@ -109,7 +109,7 @@ class Breaks(Closure):
 
 @each_kind
 @pytest.mark.parametrize("in_pass", [1, 2])
-def test_an_exception_in_any_pass_leaves_weights_and_memory_and_the_next_goes_on(method: Method, in_pass: int) -> None:
+def test_an_exception_in_any_pass_of_backward_leaves_no_trace(method: Method, in_pass: int) -> None:
     model, other = make_model("batchnorm"), make_model("batchnorm")
     optimizer: Any = wrap(method, model, total_steps=4)
     expected: Any = wrap(method, other, total_steps=4)

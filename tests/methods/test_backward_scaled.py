@@ -12,7 +12,19 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.lr_scheduler import StepLR
 
 from sam_algos import AESAM, LookSAM, Method, SharpnessAwareOptimizer
-from tests.cases import Batch, Closure, each_method, make_batches, make_model, same, snapshot, steps, train, wrap
+from tests.cases import (
+    Batch,
+    Closure,
+    each_method,
+    make_batches,
+    make_model,
+    reads_losses,
+    same,
+    snapshot,
+    steps,
+    train,
+    wrap,
+)
 
 BATCHES = make_batches(6)
 
@@ -23,7 +35,7 @@ class Scaled(Closure):
         self.scaler = scaler
 
     def __call__(self, *samples: Any) -> Any:
-        if isinstance(losses := self.losses(*samples), Tensor) and self.optimizer._context.needs.losses:
+        if isinstance(losses := self.losses(*samples), Tensor) and reads_losses(self.optimizer):
             return losses
         self.optimizer.zero_grad()
         self.scaler.scale(losses.mean()).backward()
@@ -139,7 +151,7 @@ def test_a_scheduler_of_either_optimizer_sees_the_step_of_a_scaler(owner: str, s
     assert optimizer.method_state_dict()["step"] == len(BATCHES)
 
 
-def test_a_scaler_that_is_switched_off_leaves_no_step_out_and_so_the_method_does() -> None:
+def test_with_a_disabled_scaler_the_method_skips_nonfinite_steps_itself() -> None:
     scaler, model = GradScaler("cpu", enabled=False), make_model("mlp")
     optimizer: Any = wrap(LookSAM(k=2, nonfinite="skip"), model)
     weights = [p.detach().clone() for p in model.parameters()]

@@ -63,7 +63,7 @@ def test_resumes_exactly(method: Method, base: str) -> None:
 
 @pytest.mark.parametrize("method", [SAM(), LookSAM()], ids=str)
 @pytest.mark.parametrize("base", BASES)
-def test_is_the_base_optimizer_to_everything_around(method: Method, base: str) -> None:
+def test_programs_see_the_base_optimizer(method: Method, base: str) -> None:
     model = make_model("mlp")
     optimizer = wrap(method, model, base)
     plain = optimizer.base_optimizer
@@ -99,7 +99,7 @@ def test_checkpoint_loads_with_and_without_the_method(method: Method, base: str)
 
 
 @each_kind
-def test_memory_of_another_method_is_passed_over_or_fits(method: Method) -> None:
+def test_memory_of_another_method_is_ignored(method: Method) -> None:
     model = make_model("mlp")
     optimizer = wrap(method, model)
     before = optimizer.method_state_dict()
@@ -139,7 +139,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 @each_kind
 @pytest.mark.parametrize("duplicate", COPIES)
-def test_a_copy_goes_on_as_the_original(method: Method, duplicate: str) -> None:
+def test_a_copy_trains_on_as_the_original(method: Method, duplicate: str) -> None:
     batches = make_batches(10)
     model = make_model("batchnorm")
     optimizer = wrap(method, model, "adamw")

@@ -54,7 +54,7 @@ def noisy_run(method: Method | None, count: int) -> tuple[list[list[tuple]], lis
 
 
 @each_method
-def test_both_passes_draw_the_same_and_the_streams_go_on_as_without_a_method(method: Method) -> None:
+def test_all_passes_draw_the_same_and_streams_end_as_in_plain_training(method: Method) -> None:
     draws, passes, streams = noisy_run(method, 8)
     plain, _, plain_streams = noisy_run(None, 8)
     assert max(passes) >= second_pass(wrap(method, make_model("mlp")))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sam_algos import GSAM, SAM, WSAM, GradientNormPenalty, LookSAM, Method, MomentumSAM, StableSAM
-from tests.cases import make_batches, make_model, same, snapshot
+from tests.cases import make_batches, make_model, model_of, same, snapshot
 
 BATCHES = make_batches(3)
 torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)  # from then on SGD.step calls hooks, also for classes of it
@@ -170,7 +170,7 @@ def test_a_copy_is_watched_as_well() -> None:
     model = make_model("mlp")
     optimizer: Any = copy.deepcopy(LookSAM().wrap(Replaces(model.parameters(), lr=0.1), model=model))
     with pytest.raises(RuntimeError, match="replaced the gradient"):
-        optimizer.step(lambda: losses(optimizer._context.passes.model(), BATCHES[0]))
+        optimizer.step(lambda: losses(model_of(optimizer), BATCHES[0]))
 
 
 def test_passes_that_run_within_the_base_optimizers_step_are_no_replacement() -> None:

@@ -280,7 +280,7 @@ def test_are_not_the_same(name: str) -> None:
 
 @each_kind
 @pytest.mark.parametrize("option", [{"synchronize": True}, {"nonfinite": "skip"}], ids=str)
-def test_options_for_trouble_change_nothing_where_there_is_none(method: Method, option: dict) -> None:
+def test_synchronize_and_nonfinite_change_nothing_in_a_sound_run(method: Method, option: dict) -> None:
     plain, guarded = (trained(m, "momentum", "batchnorm") for m in (method, replace(method, **option)))
     assert same(snapshot(*plain), snapshot(*guarded))
 

@@ -33,7 +33,7 @@ from sam_algos import (
 )
 from sam_algos.core.objective.view import Step
 from sam_algos.core.parts import Ascent
-from tests.cases import Closure, make_batches, make_model, steps, wrap
+from tests.cases import Closure, make_batches, make_model, model_of, reads_losses, steps, wrap
 
 
 class Nowhere(Perturbation):
@@ -57,7 +57,7 @@ def trained(method: Method, count: int, *, total_steps: int = 100) -> Any:
     return optimizer
 
 
-def test_steps_without_a_direction_are_told_once() -> None:
+def test_steps_without_a_direction_warn_once() -> None:
     with pytest.warns(UserWarning, match=r"50 steps in a row .*Nowhere\(rho=0.05\) had no direction") as found:
         trained(SharpnessAware(perturbation=Nowhere()), 120)
     assert len(found) == 1
@@ -98,7 +98,7 @@ NEVER: dict[str, Method] = {
 
 
 @pytest.mark.parametrize("method", NEVER.values(), ids=NEVER)
-def test_what_is_told_never_to_act_is_silent(method: Method) -> None:
+def test_a_method_that_is_told_never_to_act_does_not_warn(method: Method) -> None:
     optimizer = trained(method, 60, total_steps=60)
     assert optimizer.metrics["sam/fraction"] == 0.0
     optimizer.warn_if_idle()
@@ -132,7 +132,7 @@ def test_acting_before_a_resume_counts() -> None:
     second.warn_if_idle()
 
 
-def test_a_run_without_a_step_is_silent() -> None:
+def test_a_run_without_a_step_does_not_warn() -> None:
     trained(LateSAM(), 0).warn_if_idle()
 
 
@@ -140,18 +140,18 @@ SCHEDULED = [LateSAM(start=0.5), SAM(rho=Linear()), AESAM(), SSSAM(schedule="lin
 
 
 @pytest.mark.parametrize("method", SCHEDULED, ids=str)
-def test_steps_beyond_the_end_of_a_schedule_are_told_once(method: Method) -> None:
+def test_steps_beyond_the_end_of_a_schedule_warn_once(method: Method) -> None:
     with pytest.warns(UserWarning, match="Step 5 is beyond total_steps=4") as found:
         trained(method, 9, total_steps=4)
     assert len(found) == 1
 
 
-def test_a_run_that_ends_where_it_was_to_end_is_silent() -> None:
+def test_a_run_that_ends_at_total_steps_does_not_warn() -> None:
     for method in SCHEDULED:
         trained(method, 4, total_steps=4)
 
 
-def test_steps_beyond_total_steps_are_nobodys_business_without_a_schedule() -> None:
+def test_steps_beyond_total_steps_do_not_warn_without_a_schedule() -> None:
     trained(SAM(), 9, total_steps=4)
 
 
@@ -164,7 +164,7 @@ def scaled(method: Method, *, tell: bool, enabled: bool = True, count: int = 3, 
 
         def scaling(*samples: Any, closure: Closure = closure) -> Any:
             loss = closure.losses(*samples)
-            if optimizer._context.needs.losses:
+            if reads_losses(optimizer):
                 return loss
             optimizer.zero_grad()
             scaler.scale(loss.mean()).backward()
@@ -192,14 +192,14 @@ DEPENDS = {
 
 @pytest.mark.parametrize("wrapped", [True, False], ids=["its step", "the base optimizer's"])
 @pytest.mark.parametrize("method", DEPENDS.values(), ids=DEPENDS)
-def test_a_scaler_that_was_not_mentioned_is_told_once(method: Method, wrapped: bool) -> None:
+def test_a_scaler_that_was_not_mentioned_warns_once(method: Method, wrapped: bool) -> None:
     with pytest.warns(UserWarning, match=r"takes the scale .*optimizer.backward\(closure, scaler=scaler\)") as found:
         scaled(method, tell=False, wrapped=wrapped)
     assert len(found) == 1
 
 
 @pytest.mark.parametrize("method", DEPENDS.values(), ids=DEPENDS)
-def test_a_scaler_that_was_mentioned_or_is_off_is_silent(method: Method) -> None:
+def test_a_scaler_that_was_mentioned_or_is_off_does_not_warn(method: Method) -> None:
     scaled(method, tell=True)
     scaled(method, tell=False, enabled=False)
 
@@ -212,13 +212,11 @@ INVARIANT = {
 
 
 @pytest.mark.parametrize("method", INVARIANT.values(), ids=INVARIANT)
-def test_what_is_invariant_to_the_scale_says_so_and_is(method: Method) -> None:
+def test_methods_that_do_not_need_the_scale_train_the_same_without_it(method: Method) -> None:
     """The scale is taken off before the base optimizer steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ends = [
-            scaled(method, tell=tell, count=6)._context.passes.model().state_dict().values() for tell in (True, False)
-        ]
+        ends = [model_of(scaled(method, tell=tell, count=6)).state_dict().values() for tell in (True, False)]
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(*ends, strict=True))
 
 

@@ -107,10 +107,10 @@ def test_the_other_sign_is_another_method() -> None:
 @pytest.mark.parametrize(
     ("kind", "buffer", "found"),
     [
-        (ScheduleFree, None, "none under a name that is known.*it has z"),
-        (Unusual, None, "none under a name that is known.*it has mean_of_gradients.*buffer='...'"),
+        (ScheduleFree, None, "none under a known name.*it has z"),
+        (Unusual, None, "none under a known name.*it has mean_of_gradients.*buffer='...'"),
         (Unusual, "exp_avg", "none under buffer='exp_avg'.*it has mean_of_gradients"),
-        (Flat, None, "none under a name that is known.*it has momentum"),
+        (Flat, None, "none under a known name.*it has momentum"),
     ],
 )
 def test_a_state_without_momentum_is_refused_as_soon_as_it_is_there(kind: type, buffer: str | None, found: str) -> None:

@@ -92,7 +92,7 @@ class Own(Policy):
         return Decision(True)
 
 
-def test_a_constructor_of_ones_own_takes_what_it_says() -> None:
+def test_a_part_may_have_a_constructor_of_its_own() -> None:
     assert Own(every=3, anything=1).every == 3  # pyright: ignore[reportAttributeAccessIssue]
     method = SAM(rho=0.1, interval=2)
     assert copy.copy(method) == copy.deepcopy(method) == pickle.loads(pickle.dumps(method)) == method
@@ -114,7 +114,7 @@ def test_wrap_says_how_it_is_called(call: Callable[..., Any], message: str) -> N
 
 
 @pytest.mark.parametrize("name", ["first_step", "second_step", "ascent_step", "descent_step"])
-def test_the_halves_of_a_step_are_answered_with_the_whole(name: str) -> None:
+def test_first_step_and_second_step_are_answered_with_step_closure(name: str) -> None:
     model, base = model_and_base()
     optimizer: Any = SAM().wrap(base, model=model)
     with pytest.raises(AttributeError, match=rf"'SGD' object has no attribute '{name}'.*optimizer\.step\(closure\)"):
@@ -151,11 +151,11 @@ def test_a_name_in_another_case_is_answered_with_the_right_one(name: str, meant:
         getattr(sam_algos, name)
 
 
-def test_a_name_that_is_like_none_is_not_guessed() -> None:
+def test_a_name_unlike_any_gets_no_suggestion() -> None:
     with pytest.raises(AttributeError, match=r"has no attribute 'Shampoo'$"):
         _ = sam_algos.Shampoo  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_what_is_composers_says_where_it_is() -> None:
+def test_a_name_of_the_trainer_says_where_it_is() -> None:
     with pytest.raises(AttributeError, match=r"from sam_algos\.trainer import RecalibrateBatchNorm"):
         _ = sam_algos.RecalibrateBatchNorm  # pyright: ignore[reportAttributeAccessIssue]

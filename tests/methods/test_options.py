@@ -115,7 +115,7 @@ def test_a_range_accepts_every_good_value_as_a_python_number(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["positive", "finite", "order"])
 @pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["huge", "hugely negative"])
-def test_an_integer_too_large_for_a_float_is_refused_in_few_words(name: str, value: int) -> None:
+def test_an_integer_too_large_for_a_float_is_refused_with_a_short_message(name: str, value: int) -> None:
     with pytest.raises(ValueError) as error:
         Every(**{name: value})
     shown = f"Every({name}=an integer too large for a float): {name} must be {ALLOWED[name]}."
@@ -142,7 +142,7 @@ each_axis = pytest.mark.parametrize("cls", [SAM, SharpnessAware, *(next(iter(a.v
 
 
 @each_class
-def test_every_option_of_every_class_refuses_what_is_none(cls: type[Any]) -> None:
+def test_every_option_of_every_class_refuses_a_foreign_value(cls: type[Any]) -> None:
     assert [*ranges(cls)] == [field.name for field in dataclasses.fields(cls) if field.init]
     value = object()
     for name, allowed in ranges(cls).items():
@@ -154,7 +154,7 @@ def test_every_option_of_every_class_refuses_what_is_none(cls: type[Any]) -> Non
 
 
 @each_axis
-def test_numpy_numbers_make_an_equal_object_that_holds_none(cls: type[Any]) -> None:
+def test_numpy_numbers_become_python_numbers(cls: type[Any]) -> None:
     kinds = {float: np.float64, int: np.int64}
     numbers = {f.name: kinds[type(f.default)](f.default) for f in dataclasses.fields(cls) if type(f.default) in kinds}
     made = cls(**numbers)

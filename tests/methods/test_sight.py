@@ -285,7 +285,7 @@ def linear() -> nn.Module:
 
 @pytest.mark.parametrize("sound", SOUND)
 @pytest.mark.parametrize(("make", "method"), [*((network, look) for look in LOOKS), *((linear, m) for m in LOOKS[:2])])
-def test_no_run_ends_and_nothing_is_said_over_what_only_looks_like_it(
+def test_sound_closures_that_look_suspicious_are_neither_refused_nor_warned_about(
     make: Callable[[], nn.Module], sound: Callable[..., Any], method: Method
 ) -> None:
     model = make()
@@ -442,7 +442,7 @@ def test_no_look_is_taken_while_the_radius_is_zero(monkeypatch: pytest.MonkeyPat
     assert len(taken) == 1
 
 
-def test_a_gradient_of_zero_tells_nothing_and_the_next_step_is_looked_at() -> None:
+def test_after_a_zero_gradient_the_next_step_is_looked_at() -> None:
     model = network()
     optimizer = wrap(SAM(), model)
     x, y = make_batches(1)[0]
@@ -493,7 +493,7 @@ def test_a_users_cache_is_left_as_the_first_pass_left_it() -> None:
 
 
 @pytest.mark.parametrize("method", [SAM(rho=0.3), RandomSAM(rho=0.3)], ids=str)
-def test_looking_makes_no_compiled_model_compile_anew(method: Method) -> None:
+def test_a_look_does_not_recompile_a_compiled_model(method: Method) -> None:
     """Nor in parts, where the first pass is looked at and compiles."""
     compiled: list[Any] = []
 
@@ -514,7 +514,7 @@ def test_looking_makes_no_compiled_model_compile_anew(method: Method) -> None:
     assert distance(model, plain) < 1e-6
 
 
-def test_a_batch_of_half_a_model_is_no_fault() -> None:
+def test_a_batch_that_reaches_half_the_model_is_accepted() -> None:
     """Layers that a batch does not reach have no gradient, and are no suspects."""
     model = nn.ModuleList([nn.Linear(6, 3), nn.Linear(6, 3)])
     optimizer = wrap(SAM(), model)
@@ -530,7 +530,7 @@ def test_a_batch_of_half_a_model_is_no_fault() -> None:
         optimizer.step(closure)
 
 
-def test_a_graph_of_before_the_step_can_be_used_no_more_after_it() -> None:
+def test_graphs_from_before_the_step_cannot_be_used_after_it() -> None:
     """As after any step in place: also a graph of the displaced weights, once they are back."""
     model, kept = network(), []
     optimizer = wrap(SAM(), model)
@@ -553,9 +553,7 @@ def test_a_graph_of_before_the_step_can_be_used_no_more_after_it() -> None:
 
 @pytest.mark.parametrize("method", [SAM(rho=0.05), MomentumSAM(rho=0.05)], ids=repr)
 @pytest.mark.parametrize("refuse", [ValueError, SystemExit])
-def test_a_program_that_refuses_weights_outside_of_its_domain_trains(
-    method: Method, refuse: type[BaseException]
-) -> None:
+def test_a_look_does_not_stop_a_program_that_checks_its_domain(method: Method, refuse: type[BaseException]) -> None:
     """Weights that no layer owns are moved further by the look, and such a program may not compute there."""
     torch.manual_seed(0)
     model = nn.ParameterDict({"w": nn.Parameter(torch.randn(4, 3)), "scale": nn.Parameter(torch.ones(3))})

@@ -123,7 +123,7 @@ class Sometimes(nn.Module):
 
 @pytest.mark.parametrize("after", [None, True, False], ids=["", "and after the step", "and after it in place"])
 @pytest.mark.parametrize("method", [SAM(), LookSAM(k=2), LookSAM(k=3)], ids=str)
-def test_zeroing_in_place_trains_as_removing_also_where_parameters_are_unused(method: Method, after: bool) -> None:
+def test_zeroing_in_place_trains_like_zeroing_to_none_with_unused_parameters(method: Method, after: bool) -> None:
     ends = []
     for inside in (True, False):
         torch.manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_algos import AESAM, SAM, LookSAM, Method
-from tests.cases import Closure, distance, make_batches, make_model, same, snapshot, steps, wrap
+from tests.cases import Closure, distance, make_batches, make_model, model_of, same, snapshot, steps, wrap
 
 
 def under_autocast(method: Method | None, around: bool, count: int = 5) -> nn.Module:
@@ -121,7 +121,7 @@ def test_objects_that_are_named_count_one_pass_and_others_every_pass(clone: Any)
     original: Any = wrap(SAM(), make_model("mlp"))
     original.count_once(lambda: [])  # which no copy takes with it
     optimizer = clone(original)
-    named, other, model = Counter(), Counter(), optimizer._context.passes.model()
+    named, other, model = Counter(), Counter(), model_of(optimizer)
     optimizer.count_once(lambda: [named])
     batches = make_batches(3)
     for batch in batches:

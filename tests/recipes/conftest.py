@@ -1,3 +1,3 @@
-from tests.recipes.writing import write
+from tests.recipes.writing import listed, write
 
-__all__ = ["write"]
+__all__ = ["listed", "write"]

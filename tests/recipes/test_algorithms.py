@@ -14,7 +14,7 @@ from composer.core import State as ComposerState
 from PIL import Image
 
 from sam_algos import train
-from sam_algos.recipes.components import algorithms
+from sam_algos.recipes.naming.components import algorithms
 from tests.command.running import Capture
 from tests.recipes.test_components import COMPOSERS
 from tests.recipes.writing import Write

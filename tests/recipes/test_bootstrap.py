@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from sam_algos import train
 from sam_algos.recipes import Recipe, RecipeError, load_recipe
-from sam_algos.recipes.bootstrap import trainings
-from sam_algos.recipes.datasets import build_dataset
-from sam_algos.recipes.models import build_model
-from sam_algos.recipes.run import Run, prepare
+from sam_algos.recipes.data.datasets import build_dataset
+from sam_algos.recipes.data.models import build_model
+from sam_algos.recipes.data.samples import LabelledImages
+from sam_algos.recipes.run import Run, prepare, trainings
 from tests.command.running import Capture, lines, refused
 from tests.recipes.writing import Write
 
@@ -37,7 +37,7 @@ def trained(recipe: Recipe) -> list[tuple[Run, dict[str, Tensor], Tensor]]:
 
 def predicted(recipe: Recipe, checkpoint: str, images: Tensor) -> Tensor:
     """What a fresh network with the checkpoint's weights predicts."""
-    model = build_model(recipe.model, images[0], 10)
+    model = build_model(recipe.model, LabelledImages([[image] for image in images], [0] * len(images), 10))
     model.load_state_dict(torch.load(checkpoint, weights_only=False)["state"]["model"])
     network: nn.Module = model.module.eval()
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_the_second_training_has_the_labels_that_the_first_predicts(write: Write
     shares = [int((given == true.labels).sum()) / len(true) for given in (noisy, labels)]
     assert relabelling.correct == pytest.approx(shares)
     assert not torch.equal(weights["module.0.weight"], other_weights["module.0.weight"])
-    assert first.relabellings == ()
+    assert not first.relabellings
 
 
 def test_images_are_relabelled_without_their_augmentation(write: Write, tmp_path: Path) -> None:

@@ -62,3 +62,14 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: Patch) -
 
     assert cached("word", 1, lambda: "whole", save=save, load=Path.read_text) == "whole"
     assert list((tmp_path / "sam_algos").iterdir()) == []
+
+
+def test_old_files_of_a_name_give_way_to_new_ones(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    other = tmp_path / "sam_algos" / "other-file"
+    for key in range(20):
+        count(key=key)
+        other.touch()
+    kept = {path.name for path in (tmp_path / "sam_algos").iterdir()}
+    assert len(kept) == 16 + 1 and other.name in kept
+    assert count(key=19) == ("x", False)

@@ -1,49 +1,104 @@
-"""The table of names agrees with the libraries, and says what is wrong before they are imported."""
+"""The catalogue agrees with the libraries, and says what is wrong before they are imported."""
 
 from __future__ import annotations
 
-import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sam_algos.core.options import NAMED
 from sam_algos.recipes import RecipeError, check_names, load_recipe
-from sam_algos.recipes import catalogue as module
-from sam_algos.recipes.catalogue import FILE, catalogue
-from sam_algos.recipes.datasets import DATASETS
-from sam_algos.recipes.forms import _RANGES, Argument, Form, check, describe
-from sam_algos.recipes.libraries import build, text
+from sam_algos.recipes.data.datasets import DATASETS
+from sam_algos.recipes.naming import catalogue as module
+from sam_algos.recipes.naming.arguments import Argument, Form, check, describe
+from sam_algos.recipes.naming.catalogue import catalogue
+from sam_algos.recipes.naming.components import everything
 from tests.recipes.writing import Write
 
-
-def test_the_table_is_what_the_libraries_say() -> None:
-    table = text(build())
-    assert FILE.read_text(encoding="utf-8") == table, "run: python -m sam_algos.recipes.libraries"
-    assert json.loads(table)["made_for"]["mosaicml"] is not None
+OURS = ["method", "policy", "perturbation", "descent", "samples", "schedule"]
 
 
-@pytest.mark.parametrize("group", ["method", "policy", "perturbation", "descent", "samples", "schedule"])
+@pytest.mark.parametrize("group", OURS)
 def test_every_option_of_ours_has_a_range_that_needs_no_import(group: str) -> None:
-    types = {"true or false", "an integer", "null", "text"}
     for name, form in catalogue().groups[group].items():
         for option, argument in form.arguments.items():
-            for kind in argument.kinds:
-                known = kind in NAMED or kind in types or kind.startswith(("one of ", "a part: "))
-                assert known, f"{name}.{option}: {kind}"
+            for schema in argument.options:
+                known = schema.keys() & {"enum", "$ref"} or schema.get("type") in ("boolean", "integer", "null")
+                assert known or "description" in schema, f"{name}.{option}: {schema}"
 
 
-def test_a_table_for_other_versions_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = {
-        "made_for": {},
-        "names": {"method": {}, "algorithm": {"x": {"arguments": {}, "takes_others": False, "doc": ""}}},
-    }
-    monkeypatch.setattr(module, "installed", lambda: {"mosaicml": "9.9"})
-    monkeypatch.setattr("sam_algos.recipes.libraries.build", lambda: made)
-    assert list(catalogue.__wrapped__().groups["algorithm"]) == ["x"]
-    monkeypatch.setattr(module, "_version", lambda name: None)  # without Composer there is nothing to make it from
-    assert "sam" in catalogue.__wrapped__().groups["algorithm"]
+@pytest.mark.parametrize("group", OURS)
+def test_what_is_read_from_the_cache_is_what_the_class_says(group: str) -> None:
+    for name, factory in everything()[group].items():
+        assert catalogue().groups[group][name].arguments == describe(factory).arguments, name
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the tables that are made from now on, none of which is in this process yet."""
+    names: list[str] = []
+    table = {"method": {}, "algorithm": {"x": {"arguments": {}, "takes_others": False, "doc": "", "samples": None}}}
+    monkeypatch.setattr(module, "_made", lambda: names.append("made") or table)
+    return names
+
+
+def found() -> list[str]:
+    """The algorithms, asked as another process would."""
+    return list(catalogue.__wrapped__().groups["algorithm"])
+
+
+def test_it_is_made_once_for_what_is_installed(
+    made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert (found(), found(), made) == (["x"], ["x"], ["made"])
+    versions = {"torch": "9.9.0"}
+    monkeypatch.setattr(module, "_version", lambda name: versions.get(name))
+    assert (found(), found(), made) == (["x"], ["x"], 2 * ["made"])
+    versions["torch"] = "9.9.1"
+    assert (found(), made) == (["x"], 3 * ["made"])
+
+
+def test_another_method_makes_another(made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "sam_algos"
+    (package / "methods").mkdir(parents=True)
+    monkeypatch.setattr(module, "_PACKAGE", package)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found()
+    (package / "methods" / "newsam.py").write_text("class NewSAM: ...")
+    assert (found(), found(), made) == (["x"], ["x"], 2 * ["made"])
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert (found(), found(), made) == (["x"], ["x"], 2 * ["made"])
+
+
+def test_the_first_command_says_in_one_line_that_it_lists_the_names(tmp_path: Path) -> None:
+    code = "import sys; from sam_algos.command import main; sys.exit(main(['validate', 'digits']))"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    first, second = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment) for _ in range(2)
+    )
+    assert (first.stdout, second.stdout, second.stderr) == ("valid: digits\n", "valid: digits\n", "")
+    assert first.stderr.startswith("listing what recipes can name") and first.stderr.count("\n") == 1
+
+
+def test_without_composer_it_is_one_line(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['composer'] = None\n"
+        "from sam_algos.command import main; sys.exit(main(['validate', 'digits']))"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    expected = "error: composer is not installed: pip install 'sam_algos[recipes]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
 class Open:
@@ -52,7 +107,8 @@ class Open:
 
 def test_a_form_says_what_is_wrong() -> None:
     form = describe(Open, hidden=("rest",))
-    assert form == Form({"rate": Argument(("a number",), None), "kind": Argument(("text",), "'a'")}, False, "")
+    expected = {"rate": Argument([{"type": "number"}], None), "kind": Argument([{"type": "string"}], "'a'")}
+    assert form == Form(expected, False, "")
     for arguments, problem in (
         ({}, "x.rate: required"),
         ({"rate": "1"}, "x.rate: must be a number, got '1'"),
@@ -90,7 +146,7 @@ TAKEN = {  # read in torchvision's source by hand
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_a_network_has_the_arguments_that_its_builder_passes_on(name: str) -> None:
-    assert sorted(catalogue().groups["model"][name].arguments) == TAKEN[name].split()
+    assert sorted(catalogue().groups["model"][name].arguments) == sorted([*TAKEN[name].split(), "label_smoothing"])
 
 
 def test_defaults_that_are_passed_on_are_the_networks_own() -> None:
@@ -131,8 +187,8 @@ def test_a_batch_is_not_larger_than_the_data(write: Write, section: str) -> None
 
 def test_a_declared_size_is_that_of_the_data() -> None:
     for name, load in DATASETS.items():
-        if not describe(load).arguments.keys() & {"path"} and hasattr(load, "samples"):
-            assert len(load(train=True)) == catalogue().groups["dataset"][name].samples
+        if load.samples is not None and "path" not in describe(load).arguments:
+            assert len(load(train=True)) == catalogue().groups["dataset"][name].samples == load.samples
 
 
 MISSING = {  # what names something on the disk, with what it may be
@@ -166,7 +222,7 @@ def test_every_argument_for_a_path_is_looked_up() -> None:
     for group in ("dataset", "model"):
         for name, form in catalogue().groups[group].items():
             for argument in form.arguments.keys() & {"path", "eval_path", "tokenizer", "pretrained"}:
-                assert {"a folder", "a file"} & set(form.arguments[argument].kinds), f"{name}.{argument}"
+                assert any("format" in option for option in form.arguments[argument].options), f"{name}.{argument}"
 
 
 NAMES = {
@@ -198,8 +254,3 @@ def test_names_are_checked(write: Write, override: str) -> None:
     with pytest.raises(RecipeError) as error:
         check_names(recipe)
     assert str(error.value).startswith(NAMES[override])
-
-
-def test_ranges_of_the_schema_are_known_by_their_words() -> None:
-    load_recipe("digits")
-    assert {"a duration > 0, e.g. 20ep or 4000ba", "an integer in [0, 2**32)"} <= set(_RANGES)

@@ -12,7 +12,7 @@ import torch
 
 from sam_algos import METHODS
 from sam_algos.recipes import RecipeError
-from sam_algos.recipes import components as c
+from sam_algos.recipes.naming import components as c
 
 CARDS = sorted(Path(composer.algorithms.__file__).parent.glob("*/metadata.json"))
 COMPOSERS = {name: facts["class_name"] for card in CARDS for name, facts in json.loads(card.read_text()).items()}

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import datasets as tv
 
 from sam_algos.recipes import RecipeError
-from sam_algos.recipes.datasets import DATASETS, build_dataset, eval_section
+from sam_algos.recipes.data.datasets import DATASETS, build_dataset, eval_section
 from tests.recipes.image_files import N, Patch, section_of, write_imagefolder, write_svhn
 
 # name, options -> training samples, test samples, image shape, classes

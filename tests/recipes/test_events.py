@@ -9,7 +9,7 @@ from composer.algorithms import LabelSmoothing
 from composer.loggers import LoggerDestination
 
 from sam_algos import SAM
-from sam_algos.recipes.events import skip_unheard_events
+from sam_algos.recipes.run.engine import skip_unheard_events
 from tests.trainer.training import loader, noisy_classifier
 
 

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from sam_algos import train
 from sam_algos.recipes import RecipeError, load_recipe
-from sam_algos.recipes.datasets import build_dataset
-from sam_algos.recipes.models import build_model_for
+from sam_algos.recipes.data.datasets import build_dataset
+from sam_algos.recipes.data.models import build_model
+from sam_algos.recipes.data.texts import Bytes, LabelledTexts, TextBlocks
 from sam_algos.recipes.run import prepare
-from sam_algos.recipes.texts import LabelledTexts, TextBlocks, Vocabulary, blocks_of
 from tests.command.running import Capture, lines, metrics, refused
 from tests.recipes.test_algorithms import BLOCKS, COMMON, PASSAGES
 from tests.recipes.writing import Write
@@ -30,17 +30,17 @@ CALM_BERT = ["model.config.hidden_dropout_prob=0", "model.config.attention_probs
 
 @pytest.fixture
 def blocks() -> TextBlocks:
-    return TextBlocks(torch.randint(1, 256, (6, 16)), Vocabulary())
+    return TextBlocks(torch.randint(1, 256, (6, 16)), torch.zeros(6, dtype=torch.int64), 1, Bytes(), 16)
 
 
 @pytest.fixture
 def passages() -> LabelledTexts:
     texts = [torch.randint(1, 256, (length,)) for length in (3, 16, 7, 1)]
-    return LabelledTexts(texts, torch.tensor([0, 2, 1, 2]), 3, Vocabulary(), length=16)
+    return LabelledTexts(texts, torch.tensor([0, 2, 1, 2]), 3, Bytes(), length=16)
 
 
 def build(texts: Any, /, name: str = "hf_sequence_classification", **section: Any) -> Any:
-    return build_model_for({"name": name, **section}, texts)
+    return build_model({"name": name, **section}, texts)
 
 
 @pytest.mark.parametrize("config", [GPT2, BERT], ids=["gpt2", "bert"])
@@ -102,8 +102,10 @@ def test_evaluation_weighs_every_token_alike(write: Write, tmp_path: Path) -> No
     )
     assert run.summary().headline is None
     run.trainer.fit()
+    run.trainer.close()
     model: Any = run.trainer.state.model.eval()
-    data = blocks_of(letters, 16, Vocabulary())
+    data: Any = run.trainer.state.evaluators[0].dataloader.dataloader.dataset
+    assert bytes(torch.stack([ids for ids, _ in data]).flatten().tolist()).decode() == letters
     with torch.no_grad():
         losses = [model.loss(model(batch), batch) for batch in (data.collate([data[i]]) for i in range(9))]
     found = run.summary().headline
@@ -117,6 +119,7 @@ def test_evaluation_weighs_every_passage_alike(write: Write, tmp_path: Path) -> 
     section = "train_dataset={name: text_table, path: ../table.csv, eval_path: ../table.csv, max_length: 16}"
     run = prepare(load_recipe(write(PASSAGES + COMMON), [section, "global_eval_batch_size=4"]), "test")
     run.trainer.fit()
+    run.trainer.close()
     model: Any = run.trainer.state.model.eval()
     data: Any = build_dataset("data", load_recipe(run.recipe).train_dataset, train=False)
     with torch.no_grad():
@@ -224,7 +227,7 @@ def test_text_and_images_are_told_apart(passages: LabelledTexts) -> None:
     with pytest.raises(RecipeError, match=r"model.name: hf_causal_lm needs text to predict"):
         build(passages, "hf_causal_lm", config=GPT2)
     with pytest.raises(RecipeError, match=r"model.name: hf_causal_lm takes text; train_dataset has images"):
-        build_model_for({"name": "hf_causal_lm"}, build_dataset("data", {"name": "digits"}, train=True))
+        build_model({"name": "hf_causal_lm"}, build_dataset("data", {"name": "digits"}, train=True))
 
 
 def test_without_transformers_the_extra_is_named(blocks: TextBlocks, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from sam_algos.recipes import images
-from sam_algos.recipes.datasets import build_dataset
-from sam_algos.recipes.noise import labelled
+from sam_algos.recipes.data import images
+from sam_algos.recipes.data.datasets import build_dataset
+from sam_algos.recipes.data.samples import LabelledImages
 
 Patch = pytest.MonkeyPatch
 
@@ -67,7 +67,7 @@ def test_a_recipe_is_validated_without_the_generator() -> None:
 
 @pytest.mark.parametrize("chosen", [None, [3, 0, 7, 1, 6]])
 def test_batches_of_tensors_are_sliced_and_equal_to_collated_samples(chosen: list[int] | None) -> None:
-    data = labelled(TensorDataset(torch.randn(10, 2, 3)), torch.arange(10), num_classes=10)
+    data = LabelledImages(TensorDataset(torch.randn(10, 2, 3)), torch.arange(10), num_classes=10)
     data = data if chosen is None else data.among(chosen)
     expected = [default_collate([data[i] for i in range(start, min(start + 4, len(data)))]) for start in (0, 4)]
     for batch, reference in zip(DataLoader(data, batch_size=4, collate_fn=data.collate), expected, strict=False):

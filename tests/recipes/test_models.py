@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from sam_algos.recipes import RecipeError
-from sam_algos.recipes.models import build_model, models
+from sam_algos.recipes.data import models as module
+from sam_algos.recipes.data.models import models
+from sam_algos.recipes.data.samples import LabelledImages
 
 RGB, DIGIT = (3, 32, 32), (1, 8, 8)
 VIT = {"image_size": 32, "patch_size": 8, "num_layers": 1}
@@ -28,6 +30,10 @@ BUILT: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("mobilenet_v3_small", {}, RGB),
     ("googlenet", {}, (3, 64, 64)),
 ]
+
+
+def build_model(section: dict[str, Any], sample: torch.Tensor, num_classes: int) -> Any:
+    return module.build_model(section, LabelledImages([[sample]], [0], num_classes))
 
 
 @pytest.mark.parametrize(("name", "options", "shape"), BUILT)

@@ -9,7 +9,7 @@ import pytest
 
 from sam_algos.recipes import RecipeError
 from sam_algos.recipes.errors import unknown
-from sam_algos.recipes.names import construct, lookup
+from sam_algos.recipes.naming.names import construct, lookup
 
 
 class Colour(enum.Enum):

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam_algos.recipes.noise import LabelledImages, flip_labels, labelled
+from sam_algos.recipes.data.samples import LabelledImages, flip_labels
 
 
 def clean(n: int, classes: int) -> LabelledImages:
-    return labelled([(torch.tensor(float(i)),) for i in range(n)], [i % classes for i in range(n)], classes)
+    return LabelledImages([(torch.tensor(float(i)),) for i in range(n)], [i % classes for i in range(n)], classes)
 
 
 @given(n=st.integers(1, 200), classes=st.integers(2, 12), fraction=st.floats(0, 0.99), seed=st.integers(0, 2**31))
@@ -44,3 +44,9 @@ def test_seed_changes_the_draw_and_images_stay() -> None:
 def test_fraction_out_of_range(fraction: float) -> None:
     with pytest.raises(ValueError, match=r"must be in \[0, 1\), got"):
         flip_labels(clean(10, 2), fraction, seed=0)
+
+
+def test_a_single_class_has_no_wrong_labels() -> None:
+    with pytest.raises(ValueError, match=r"must be 0 without at least two classes, got 0\.5"):
+        flip_labels(clean(10, 1), 0.5, seed=0)
+    assert flip_labels(clean(10, 1), 0.0, seed=0).labels.tolist() == [0] * 10

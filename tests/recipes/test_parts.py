@@ -24,7 +24,7 @@ from sam_algos import (
     SharpnessAware,
 )
 from sam_algos.recipes import RecipeError, load_recipe
-from sam_algos.recipes.components import build_algorithms
+from sam_algos.recipes.naming.components import build_algorithms
 
 BASE = """
 model: {name: small_cnn}
@@ -133,7 +133,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a value": ({"policy": {"name": "interval", "k": 0}}, "policy.k: must be an integer >= 1, got 0"),
     "a type": ({"policy": {"name": "interval", "k": "two"}}, "policy.k: must be an integer >= 1, got 'two'"),
     "no name": ({"policy": {"k": 2}}, "policy.name: required"),
-    "no mapping": ({"policy": "interval"}, "policy.name: required"),
+    "no mapping": ({"policy": "interval"}, "policy: must be a policy {name: ...}, got 'interval'"),
     "a part of another axis": ({"policy": {"name": "reuse"}}, "policy.name: unknown policy 'reuse'"),
     "parts that exclude one another": (
         {"policy": {"name": "gradient_norm"}, "samples": {"name": "ascent_fraction"}},

@@ -8,9 +8,11 @@ from composer.core import Precision
 from composer.devices import DeviceCPU, DeviceGPU
 
 from sam_algos.recipes import load_recipe
-from sam_algos.recipes.precision import BF16_OR_FP32, precision_on
 from sam_algos.recipes.run import prepare
+from sam_algos.recipes.run.engine import precision_on
 from tests.recipes.writing import Write
+
+BF16_OR_FP32 = "amp_bf16_or_fp32"
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "amp_bf16"), (False, "fp32")])

@@ -11,8 +11,8 @@ import torch
 from composer import Timestamp
 
 from sam_algos.command import main
-from sam_algos.recipes.records import MetricsFile, StepTimes
-from sam_algos.recipes.summaries import Headline, Summary, read_metrics, summarise
+from sam_algos.recipes.results import Headline, Summary, read_metrics, summarise
+from sam_algos.recipes.run.records import MetricsFile, StepTimes
 from tests.recipes.writing import TINY, Write
 
 
@@ -59,6 +59,14 @@ def test_one_line_a_batch_and_one_an_evaluation(tmp_path: Path) -> None:
     ]
 
 
+def test_an_evaluation_without_metrics_writes_no_line(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.fit_start(state(), Metrics())
+    file.eval_end(state(1), Metrics())
+    file.close(state(1), Metrics())
+    assert read(tmp_path / "metrics.jsonl") == []
+
+
 def test_a_resumed_run_goes_on_from_its_batch(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for start, batches in ((0, (1, 2, 3)), (2, (3, 4))):
@@ -83,8 +91,8 @@ def test_only_rank_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, cpu = iter([0.0, 1.0, 10.0, 13.0]), iter([0.0, 0.5, 2.0, 6.0])
-    monkeypatch.setattr("sam_algos.recipes.records.time.perf_counter", lambda: next(clock))
-    monkeypatch.setattr("sam_algos.recipes.records.time.process_time", lambda: next(cpu))
+    monkeypatch.setattr("sam_algos.recipes.run.records.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("sam_algos.recipes.run.records.time.process_time", lambda: next(cpu))
     times, logger = StepTimes(), Metrics()
     for _ in range(2):
         times.batch_start(state(), logger)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sam_algos import train
-from sam_algos.recipes.components import optimizers, schedulers
+from sam_algos.recipes.naming.components import optimizers, schedulers
 from tests.command.running import Capture
 from tests.recipes.writing import Write
 

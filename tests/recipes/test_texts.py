@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from sam_algos.recipes import RecipeError
-from sam_algos.recipes.corpora import TOPICS
-from sam_algos.recipes.datasets import build_dataset, check_alike, eval_section, has_classes
-from sam_algos.recipes.texts import LabelledTexts, TextBlocks, Vocabulary, blocks_of
+from sam_algos.recipes.data.datasets import build_dataset, check_alike, eval_section
+from sam_algos.recipes.data.texts import TOPICS, Bytes, LabelledTexts, TextBlocks
 
 PARTS = ("train", "validation", "test")
 
@@ -23,6 +22,10 @@ PARTS = ("train", "validation", "test")
 def part(section: dict[str, Any], name: str) -> Any:
     section = section if name == "train" else {**section, "evaluate": name}
     return build_dataset("data", section, train=name == "train")
+
+
+def tokens(data: TextBlocks) -> torch.Tensor:
+    return torch.stack(list(data.passages))
 
 
 def decoded(tokens: torch.Tensor) -> str:
@@ -46,26 +49,26 @@ def tokenizer(tmp_path: Path) -> str:
 def test_no_paragraph_of_pythons_documentation_is_in_two_parts_or_twice_in_one() -> None:
     section = {"name": "python_docs", "split_seed": 2}
     parts = {name: part(section, name) for name in PARTS}
-    paragraphs = {name: decoded(data.blocks.flatten()).split("\n\n")[:-1] for name, data in parts.items()}
+    paragraphs = {name: decoded(tokens(data).flatten()).split("\n\n")[:-1] for name, data in parts.items()}
     together = [paragraph for found in paragraphs.values() for paragraph in found]
     assert len(set(together)) == len(together)
     whole = "\n".join(pydoc_data.topics.topics.values())
-    assert sum(len(data.blocks) * 128 for data in parts.values()) > 0.6 * len(whole)
+    assert sum(len(data) * 128 for data in parts.values()) > 0.6 * len(whole)
     assert len(paragraphs["validation"]) == pytest.approx(len(together) / 5, abs=2)
     assert len(paragraphs["test"]) == pytest.approx(len(together) / 5, abs=2)
 
 
 @pytest.mark.parametrize("name", ["python_docs", "python_topics"])
 def test_the_seed_draws_what_is_tested_on_but_not_what_is_validated_on(name: str) -> None:
-    def tokens(part_name: str, seed: int) -> set[tuple[int, ...]]:
+    def rows(part_name: str, seed: int) -> set[tuple[int, ...]]:
         data = part({"name": name, "split_seed": seed}, part_name)
-        return {tuple(row.tolist()) for row in (data.blocks if isinstance(data, TextBlocks) else data.passages)}
+        return {tuple(row.tolist()) for row in data.passages}
 
-    assert tokens("validation", 0) == tokens("validation", 1)
-    assert tokens("test", 0) == tokens("test", 0)
-    assert tokens("test", 0) != tokens("test", 1)
-    assert not tokens("train", 1) & (tokens("test", 1) | tokens("validation", 1))
-    assert not tokens("test", 1) & tokens("validation", 1)
+    assert rows("validation", 0) == rows("validation", 1)
+    assert rows("test", 0) == rows("test", 0)
+    assert rows("test", 0) != rows("test", 1)
+    assert not rows("train", 1) & (rows("test", 1) | rows("validation", 1))
+    assert not rows("test", 1) & rows("validation", 1)
 
 
 def test_each_chapter_has_its_share_of_each_part() -> None:
@@ -91,7 +94,7 @@ def test_passages_are_cut_to_their_length() -> None:
 
 def test_a_batch_is_as_wide_as_its_longest_passage_and_masks_the_rest() -> None:
     passages = [torch.tensor([5, 6, 7]), torch.tensor([8]), torch.tensor([9, 9])]
-    data = LabelledTexts(passages, torch.tensor([1, 0, 1]), 2, Vocabulary(), length=9)
+    data = LabelledTexts(passages, torch.tensor([1, 0, 1]), 2, Bytes(), length=9)
     batch = data.collate([data[i] for i in range(3)])
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0], [9, 9, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
@@ -99,14 +102,15 @@ def test_a_batch_is_as_wide_as_its_longest_passage_and_masks_the_rest() -> None:
     assert data.collate([data[1], data[2]])["input_ids"].shape == (2, 2)
 
 
-def test_blocks_are_the_text_without_its_end() -> None:
+def test_blocks_are_the_text_without_its_end(tmp_path: Path) -> None:
     text = "naïve – text, no NUL"
-    data = blocks_of(text, 4, Vocabulary())
-    assert bytes(data.blocks.flatten().tolist()) == text.encode()[: len(text.encode()) // 4 * 4]
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    data = part({"name": "text_file", "path": str(tmp_path / "a.txt"), "block_size": 4}, "train")
+    assert bytes(tokens(data).flatten().tolist()) == text.encode()[: len(text.encode()) // 4 * 4]
     batch = data.collate([data[1], data[0]])
-    assert torch.equal(batch["input_ids"], data.blocks[[1, 0]]) and torch.equal(batch["labels"], batch["input_ids"])
-    batch["labels"][:] = -100  # which models of Composer's write into
-    assert data.blocks.min() > 0 and batch["input_ids"].min() > 0
+    assert torch.equal(batch["input_ids"], tokens(data)[[1, 0]]) and torch.equal(batch["labels"], batch["input_ids"])
+    batch["labels"][:] = -100  # Composer's models write into labels
+    assert tokens(data).min() > 0 and batch["input_ids"].min() > 0
     assert batch["attention_mask"].tolist() == [[1] * 4] * 2
 
 
@@ -114,13 +118,13 @@ def test_text_file(tmp_path: Path, tokenizer: str) -> None:
     (tmp_path / "a.txt").write_text("to be or not to be what", encoding="utf-8")
     (tmp_path / "b.txt").write_text("not to be", encoding="utf-8")
     section = {"name": "text_file", "path": str(tmp_path / "a.txt"), "tokenizer": tokenizer, "block_size": 2}
-    assert part(section, "train").blocks.tolist() == [[2, 3], [4, 5], [2, 3]]
+    assert tokens(part(section, "train")).tolist() == [[2, 3], [4, 5], [2, 3]]
     tested = part({**section, "eval_path": str(tmp_path / "b.txt")}, "test")
-    assert tested.blocks.tolist() == [[5, 2]]
+    assert tokens(tested).tolist() == [[5, 2]]
     halves = [part({**section, "validation": 1, "split_seed": 3}, name) for name in ("train", "validation")]
     assert [len(half) for half in halves] == [2, 1]
-    assert sorted(torch.cat([half.blocks for half in halves]).tolist()) == [[2, 3], [2, 3], [4, 5]]
-    assert (tested.vocabulary.size, tested.vocabulary.pad) == (6, 0)
+    assert sorted(torch.cat([tokens(half) for half in halves]).tolist()) == [[2, 3], [2, 3], [4, 5]]
+    assert (len(tested.tokenizer), tested.pad) == (6, 0)
 
 
 ROWS = [("to be", "yes"), ("or, not", "no"), ("to\nbe or not", "yes"), ("be", "no")]
@@ -150,16 +154,18 @@ def test_text_table(suffix: str, tmp_path: Path, tokenizer: str) -> None:
     assert torch.equal(build_dataset("data", eval_section(section), train=False).labels, tested.labels)
 
 
-def test_a_tokenizer_puts_its_own_tokens_around_a_passage() -> None:
+def test_a_tokenizer_puts_its_own_tokens_around_a_passage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Around:
         pad_token_id, eos_token_id = None, 7
 
         def __call__(self, text: str, truncation: bool, max_length: int) -> dict[str, list[int]]:
             return {"input_ids": [1, *([2] * len(text))[: max_length - 2], 7]}
 
-    vocabulary = Vocabulary(Around())
-    assert vocabulary.beginning("abcdef", 4).tolist() == [1, 2, 2, 7]
-    assert vocabulary.pad == 7
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: Around())
+    section = {"name": "text_table", "path": write_table(tmp_path / "a.csv", ROWS), "tokenizer": str(tmp_path)}
+    data = part({**section, "max_length": 4}, "train")
+    assert data.passages[0].tolist() == [1, 2, 2, 7]
+    assert data.pad == 7
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,7 @@ def test_a_tokenizer_puts_its_own_tokens_around_a_passage() -> None:
         ({"name": "python_docs", "block_size": 10**7}, "data.block_size: must be at most "),
         (
             {"name": "python_docs", "label_noise": 0.1},
-            "data.label_noise: must be 0 where text has no classes",
+            "data.label_noise: must be 0 without at least two classes, got 0.1",
         ),
         ({"name": "python_docs", "tokenizer": "gpt2"}, "data.tokenizer: no folder 'gpt2'; put it there"),
         ({"name": "python_docs", "tokenizer": "."}, "data.tokenizer: '.' does not hold one: "),
@@ -217,11 +223,10 @@ def test_what_is_evaluated_on_must_be_of_the_same_kind(tokenizer: str) -> None:
     with pytest.raises(RecipeError, match="eval_dataset: TextBlocks, but train_dataset is LabelledImages"):
         check_alike(digits, blocks)
     with pytest.raises(RecipeError, match="eval_dataset: 8 classes, but train_dataset has 3"):
-        check_alike(LabelledTexts(passages.passages, passages.labels, 3, Vocabulary(), 9), passages)
-    words = TextBlocks(blocks.blocks, Vocabulary.of(tokenizer))
-    with pytest.raises(RecipeError, match="eval_dataset: its vocabulary has 6 tokens, but that of train_dataset 256"):
+        check_alike(LabelledTexts(passages.passages, passages.labels, 3, Bytes(), 9), passages)
+    words = part({"name": "python_docs", "tokenizer": tokenizer}, "test")
+    with pytest.raises(RecipeError, match="eval_dataset: a vocabulary of 6 tokens, but train_dataset has 256"):
         check_alike(blocks, words)
-    assert [has_classes({"name": name}) for name in ("digits", "text_table", "text_file")] == [True, True, False]
 
 
 def test_without_transformers_the_extra_is_named(tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:

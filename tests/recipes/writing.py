@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from sam_algos.recipes.naming.catalogue import catalogue
+
 TINY = """
 model: {name: small_cnn, width: 2}
 train_dataset: {name: digits}
@@ -15,6 +17,12 @@ progress_bar: false
 """
 
 Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def listed() -> None:
+    """Have the names that recipes can use in the cache, so that no command says that it lists them."""
+    catalogue()
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ class Nowhere(Perturbation):
         return None
 
 
-def test_a_start_that_was_never_reached_is_told_at_the_end_of_fit() -> None:
+def test_a_start_that_was_never_reached_warns_at_the_end_of_fit() -> None:
     with pytest.warns(UserWarning, match=r"None of 6 steps .* Late\(start=0.9\) asked for none, the last at 42% of"):
         fit(LateSAM(), StopsAfterAnEpoch())
 

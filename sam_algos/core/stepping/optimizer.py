@@ -130,7 +130,7 @@ class SharpnessAwareOptimizer(WrappedOptimizer):
         try:
             attempt.ask()
             finite = self._may_step(attempt)
-            # Before anybody writes into the gradient; of shards at once, as their norm takes all processes.
+            # Before anybody writes into the gradient. With shards always: the norm takes all processes.
             if self._watched or evaluation.sharded or passes.log is not None:
                 evaluation.norm()
             self._finish()

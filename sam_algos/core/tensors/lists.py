@@ -32,6 +32,7 @@ __all__ = [
     "reciprocal",
     "scale_",
     "scaled",
+    "square",
 ]
 
 SMALL = 2048  # elements: up to here copying a tensor costs less than a call
@@ -110,6 +111,11 @@ def dot(a: Sequence[Tensor], b: Sequence[Tensor], like: Sequence[Tensor]) -> Ten
     if not like and len(each) <= FEW:
         return sum(each[1:], start=each[0])
     return sum_over_shards(torch.stack(_together(each)), like).sum()
+
+
+def square(value: Tensor) -> Tensor:
+    """``‖value‖²`` of one tensor; a scalar tensor, accumulated in float32 or better."""
+    return torch.dot(value, value) if value.ndim == 1 and value.dtype in _DOTTED else _inner(value, value)
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def test_a_direction_laid_out_otherwise_is_not_written_to(rows: int) -> None:
     assert torch.equal(p, before)
 
 
-def test_a_parameter_whose_memory_changes_is_recognised_anew() -> None:
+def test_a_parameter_whose_memory_changes_is_classified_again() -> None:
     """One `Displacement` serves a whole run; in between a parameter may become a view of a flat buffer."""
     displacement, p = Displacement(), nn.Parameter(torch.randn(4))
     for data in (p.data, torch.randn(9)[2:6], torch.randn(4)):

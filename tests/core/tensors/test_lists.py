@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from sam_algos.core.tensors import blocks
 from sam_algos.core.tensors import lists as tensors
-from sam_algos.core.tensors.blocks import BLOCK, blocks
+from sam_algos.core.tensors.blocks import block_size, rescale_twice_
 
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
 SHAPES: dict[str, list[tuple[int, ...]]] = {
@@ -139,35 +141,83 @@ def test_orthogonalize_leaves_what_is_orthogonal(name: str, dtype: torch.dtype) 
     assert all(map(torch.equal, g_s, kept))
 
 
+BLOCK = 10_000  # for these tests
 LAID_OUT: dict[str, list[Tensor]] = {
     "small": [torch.empty(5), torch.empty(2, 3), torch.empty(())],
     "large": [torch.empty(BLOCK + 3), torch.empty(2, BLOCK)],
     "small, large, small": [torch.empty(7), torch.empty(BLOCK * 2 + 1), torch.empty(4)],
     "large, channels last": [torch.empty(2, BLOCK, 1, 2).to(memory_format=torch.channels_last)],
     "large, in no order": [torch.empty(3, BLOCK).t()],
-    "more than one block of small": [torch.empty(BLOCK // 2 + 1) for _ in range(3)],
+    "large, one in another order": [torch.empty(2, BLOCK), torch.empty(BLOCK, 2).t()],
+    "bfloat16": [torch.empty(BLOCK + 3, dtype=torch.bfloat16)],
+    "complex": [torch.empty(9000, dtype=torch.complex64)],
+    "float32 and float64": [torch.empty(9000), torch.empty(9001, dtype=torch.float64)],
     "none": [],
 }
 
 
+def rescaled(name: str, *, in_blocks: bool) -> tuple[list[Tensor], Tensor, list[int]]:
+    """Random values rescaled by ``T = |w| + 1``, ``‖T values‖``, and the elements of each block."""
+    torch.manual_seed(0)
+    values, weights = ([torch.empty_like(t).normal_() for t in LAID_OUT[name]] for _ in range(2))
+    if name == "large, one in another order":
+        weights[1] = weights[1].contiguous()
+    sizes: list[int] = []
+
+    def factor(value: Tensor, weight: Tensor) -> Tensor:
+        sizes.append(value.numel())
+        return weight.abs() + 1
+
+    def factors(some: list[Tensor], of: list[Tensor], params: list[Tensor]) -> list[Tensor]:
+        assert [p.shape for p in params] == [v.shape for v in some]
+        return [w.abs() + 1 for w in of]
+
+    t = [w.abs().double() + 1 for w in weights]
+    truth = [v.to(torch.promote_types(v.dtype, torch.float64)) * x for v, x in zip(values, t, strict=True)]
+    norm = rescale_twice_(values, factors, weights, like=values, factor=factor if in_blocks else None)
+    exact = torch.linalg.vector_norm(vector(truth)) if truth else torch.zeros(())
+    assert float(norm) == pytest.approx(float(exact), rel=1e-2 if name == "bfloat16" else 1e-5)
+    twice = vector([v * x for v, x in zip(truth, t, strict=True)]) if truth else torch.zeros(0)
+    tolerance = 2e-2 if name == "bfloat16" else 1e-6
+    assert not truth or torch.allclose(vector(values), twice, rtol=tolerance, atol=0.0)
+    return values, norm, sizes
+
+
+@pytest.fixture
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", BLOCK)
+
+
+@pytest.mark.usefixtures("_small_blocks")
 @pytest.mark.parametrize("name", LAID_OUT)
-def test_blocks_cover_every_element_once_and_correspond(name: str) -> None:
-    a = [torch.arange(t.numel(), dtype=torch.float32).view(t.shape).to(t).contiguous() for t in LAID_OUT[name]]
-    a = [torch.empty_like(t).copy_(x) for t, x in zip(LAID_OUT[name], a, strict=True)]  # in the layout of t
-    b = [torch.zeros_like(x) for x in a]
-    sizes = []
-    for xs, ys, like in blocks(a, b, like=a):
-        assert len(like) == 0
-        torch._foreach_add_(ys, xs)
-        sizes.append(sum(x.numel() for x in xs))
-    assert all(map(torch.equal, a, b)), "each element once, and in its place"
-    assert sum(sizes) == sum(x.numel() for x in a)
-    if name != "large, in no order":
-        assert all(size <= BLOCK for size in sizes)
+def test_values_are_rescaled_twice_and_measured_in_between(name: str) -> None:
+    apart, norm, sizes = rescaled(name, in_blocks=True)
+    together, same, none = rescaled(name, in_blocks=False)
+    assert all(map(torch.equal, apart, together)) and float(norm) == pytest.approx(float(same), rel=1e-5)
+    assert all(size <= BLOCK for size in sizes) and not none
 
 
-def test_a_whole_block_has_every_tensor_in_one_piece() -> None:
-    a = LAID_OUT["small, large, small"]
-    [(block, like)] = blocks(a, like=a, whole=True)
-    for one, other, of in zip(block, a, like, strict=True):
-        assert one is other is of
+@pytest.mark.usefixtures("_small_blocks")
+def test_large_tensors_alone_are_worked_through_in_blocks() -> None:
+    assert rescaled("small", in_blocks=True)[2] == []
+    assert rescaled("small, large, small", in_blocks=True)[2] == [BLOCK, BLOCK, 1]
+
+
+CACHES: dict[str, tuple[dict[str, tuple[str, str]], int]] = {
+    "a large cache of its own": ({"index2": ("2048K", "1"), "index3": ("107520K", "ff" * 14)}, 1 << 17),
+    "a share of a larger one": ({"index2": ("512K", "3"), "index3": ("32768K", "ffff")}, 1 << 17),
+    "a small share": ({"index0": ("32K", "1"), "index3": ("4096K", "f")}, 1 << 16),
+    "more than is of use": ({"index3": ("98304K", "00000000,00000003")}, 1 << 19),
+    "nothing that can be read": ({"index0": ("", "x"), "index1": ("32K", "0")}, 1 << 17),
+    "no caches": ({}, 1 << 17),
+}
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_three_blocks_fit_the_cache(name: str, tmp_path: Path) -> None:
+    caches, expected = CACHES[name]
+    for index, (size, processors) in caches.items():
+        (tmp_path / index).mkdir()
+        (tmp_path / index / "size").write_text(size + "\n")
+        (tmp_path / index / "shared_cpu_map").write_text(processors + "\n")
+    assert block_size(tmp_path) == expected

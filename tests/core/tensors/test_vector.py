@@ -73,7 +73,7 @@ WRITES = {
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_the_norm_is_computed_once_and_anew_after_a_write(name: str) -> None:
+def test_the_norm_is_cached_until_a_write(name: str) -> None:
     a = draw([0, 1], 0)
     assert a.norm() is a.norm()
     before = float(a.norm())

@@ -94,7 +94,7 @@ def test_a_hand_written_loop_keeps_replicas_equal(found: Found, name: str) -> No
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_gradients_that_are_views_of_buckets_change_nothing(found: Found, name: str) -> None:
+def test_gradients_as_bucket_views_change_nothing(found: Found, name: str) -> None:
     plain, _ = found("ddp", 2, f"loop-{name}")
     first, second = found("ddp", 2, f"loop-views-{name}")
     assert same(first["weights"], second["weights"])
@@ -102,7 +102,7 @@ def test_gradients_that_are_views_of_buckets_change_nothing(found: Found, name: 
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_views_of_buckets_change_nothing_where_the_step_knows_only_the_model_inside(found: Found, name: str) -> None:
+def test_bucket_views_change_nothing_if_the_step_knows_only_the_inner_model(found: Found, name: str) -> None:
     plain, _ = found("ddp", 2, f"inner-{name}")
     for rank in found("ddp", 2, f"inner-views-{name}"):
         assert same(rank["weights"], plain["weights"])

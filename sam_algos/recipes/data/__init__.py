@@ -1,0 +1,1 @@
+"""The data that a recipe names, and the networks that are built for it."""

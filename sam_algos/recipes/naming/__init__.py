@@ -1,0 +1,1 @@
+"""What a recipe may name: what each name takes, and the object that it stands for."""

@@ -1,0 +1,1 @@
+"""How a recipe is read: found, laid together from its layers, and checked."""

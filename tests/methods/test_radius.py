@@ -71,7 +71,7 @@ def test_a_radius_may_follow_the_gradient_at_no_further_pass() -> None:
     assert optimizer.metrics["sam/gradients"] == 2
 
 
-def test_a_radius_that_follows_the_gradient_is_asked_after_the_policy_that_reads_it() -> None:
+def test_a_radius_that_follows_the_gradient_costs_a_plain_step_nothing() -> None:
     model = make_model("mlp")
     optimizer: Any = wrap(AESAM(rho=OfGradient(), lambda_1=9.0, lambda_2=9.0), model)
     for batch in make_batches(3):

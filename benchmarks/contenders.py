@@ -112,7 +112,7 @@ def _ours() -> Iterator[Contender]:
 
 
 def _by_hand(base: Optimizer) -> Iterator[Contender]:
-    """What somebody writes who needs no more than the equation, in a loop of their own."""
+    """Minimal implementations of the equations, as a user might write them in a training loop."""
     steps = {SAM_BY_HAND: SAMByHand, **({MOMENTUM_BY_HAND: MomentumByHand} if base.defaults.get("momentum") else {})}
     for name, step in steps.items():
         yield Contender(name, name, "by hand", step, modes=("bare",), essential=True)
@@ -172,7 +172,7 @@ class Floor(Delegate):
 
 
 class ByHand(Delegate):
-    """A sharp step in fifteen lines, for a closure that always works and weights that nobody else looks at."""
+    """A sharp step in fifteen lines. It assumes that the closure never fails and no other code reads the weights."""
 
     def __init__(self, base: Optimizer, _: nn.Module) -> None:
         super().__init__(base)
@@ -205,7 +205,7 @@ class MomentumByHand(ByHand):
     """Momentum-SAM."""
 
     def step(self, closure: Callable[..., Any]) -> Any:
-        """Descend along the momentum, as far as there is any."""
+        """Descend along the momentum; while any parameter has none, take a plain step."""
         if any("momentum_buffer" not in self.inner.state[p] for p in self.params):
             loss = closure()
             self.inner.step()

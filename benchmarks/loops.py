@@ -32,12 +32,12 @@ WHERE = {
 
 
 class Seat(Delegate):
-    """An optimizer whose gradients are counted: by itself, or by its calls of the closure.
+    """Counts an optimizer's gradients, from its own metrics or from its calls of the closure.
 
     Attributes:
-        passes (int): How often the last step called the closure.
-        outside (float | None): CPU seconds that it spent outside the closure. None where that says nothing: on a GPU,
-            and where the closure returns the loss of each sample and leaves the backward pass to the step.
+        passes (int): The number of times that the last step called the closure.
+        outside (float | None): CPU seconds that the last step spent outside the closure. None where this is not
+            meaningful: on a GPU, or if the closure returns the loss of each sample and the step runs backward.
     """
 
     passes = 0
@@ -67,7 +67,7 @@ class Seat(Delegate):
         return loss
 
     def figures(self) -> dict[str, float]:
-        """What to keep of the last step besides its time."""
+        """Figures of the last step to keep in addition to its time."""
         gradients = float(getattr(self.inner, "metrics", {}).get("sam/gradients", self.passes))
         return {"gradients": gradients, **({} if self.outside is None else {"outside": self.outside})}
 

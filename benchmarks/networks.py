@@ -85,7 +85,7 @@ class VisionTransformer(nn.Module):
 
 
 def small_mlp(inputs: int = 40, width: int = 100, classes: int = 10) -> nn.Module:
-    """The network of MNIST-1D: 15 thousand parameters, so that a step is mostly calls."""
+    """The network of MNIST-1D: with only 15 thousand parameters, a step is mostly call overhead."""
     return nn.Sequential(
         nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
     )

@@ -91,7 +91,7 @@ def _cost(table: dict[str, Any]) -> Table:
 
 
 def _clock(table: dict[str, Any], summary: dict[str, Any]) -> Iterator[str]:
-    """What the times of a table are, where it says more than how long the steps took."""
+    """Notes on a table's times, if they are CPU times or if extra time was measured."""
     if table.get("clock") == "cpu":
         yield "Times are CPU times of the process."
     if summary["unit"] is not None:
@@ -103,7 +103,7 @@ def _clock(table: dict[str, Any], summary: dict[str, Any]) -> Iterator[str]:
 
 
 def verdict(summary: dict[str, Any]) -> str:
-    """Who takes the cheapest step, or why that cannot be said."""
+    """Which implementation takes the cheapest step, or why there is no verdict."""
     if not summary["conclusive"]:
         return f"No verdict: two equal optimizers came out at a ratio of {summary['a_a']:.3f}, not 1.00 ± 0.01."
     over = {name: _percent(row["over_floor"]) for name, row in summary["rows"].items()}
@@ -117,7 +117,7 @@ def verdict(summary: dict[str, Any]) -> str:
 
 
 def _ours(peer: str) -> str:
-    """What to call this package's step beside a peer's."""
+    """The name of this package's step in a comparison with a peer."""
     return "ours" if PEERS[peer] == SHARP else PEERS[peer]
 
 

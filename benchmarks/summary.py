@@ -19,7 +19,7 @@ PEERS = {
     SAM_BY_HAND: SHARP,
     MOMENTUM_BY_HAND: "MomentumSAM()",
 }
-"""The contenders that take the same step as one of this package's, with that one."""
+"""Contenders from elsewhere, with the name of this package's contender that takes the same step."""
 
 PHASES = ("pass", "replay", "norm", "ascent", "displace", "restore", "descent", "base step")
 """The ranges of a step. ``replay`` records and rewinds random streams and buffers; ``descent`` computes the final
@@ -68,12 +68,12 @@ def ratios(a: Sequence[float], b: Sequence[float]) -> list[float]:
 
 
 def compare(columns: Columns, plain: Columns, floor: Columns, clock: str = "wall") -> dict[str, Any]:
-    """The numbers of one contender, beside the plain optimizer and the floor in the same rounds.
+    """The statistics of one contender, against the plain optimizer and the floor in the same rounds.
 
     Args:
-        columns: The contender's.
-        plain: The plain optimizer's.
-        floor: The floor's.
+        columns: The contender's measurements.
+        plain: The plain optimizer's measurements.
+        floor: The floor's measurements.
         clock: The column with the time of a step.
 
     Returns:
@@ -92,15 +92,15 @@ def compare(columns: Columns, plain: Columns, floor: Columns, clock: str = "wall
 
 
 def extra(columns: Columns, floor: Columns, unit: float) -> tuple[float, float, float] | None:
-    """What a sharp step adds to two passes and a base step: CPU time outside its passes, less the floor's.
+    """The extra cost of a sharp step over two passes and a base step: CPU time outside its passes, minus the floor's.
 
     Args:
-        columns: The contender's.
-        floor: The floor's.
+        columns: The contender's measurements.
+        floor: The floor's measurements.
         unit: CPU seconds of the unit, a norm and a write.
 
     Returns:
-        tuple: Median and 95 % confidence interval over the steps with the most gradients; None where it is not known.
+        tuple: Median and 95 % confidence interval over the steps with the most gradients; None if it was not measured.
     """
     if "outside" not in columns or "outside" not in floor:
         return None
@@ -114,10 +114,11 @@ def summarize_cost(table: dict[str, Any]) -> dict[str, Any]:
     """The statistics of one workload in one mode.
 
     Returns:
-        dict: ``rows`` by contender (see `compare`; with ``extra``, see there, for those that are not PyTorch's own),
-        ``rounds``, ``floor``, its ratio to a plain step, ``a_a``, the ratio of two equal contenders, with
-        ``conclusive`` whether it is 1, ``against``, by peer the median ratio of this package's step to the peer's and
-        its 95 % interval, and ``unit``, the CPU seconds of a norm and a write; None if that was not measured.
+        dict: ``rows`` by contender (see `compare`; also `extra`, except for the baselines); the number of ``rounds``;
+        ``floor``, the floor's ratio to a plain step; ``a_a``, the ratio of two equal contenders; ``conclusive``,
+        whether that ratio is close enough to 1; ``against``, by peer the median ratio of this package's step to the
+        peer's, with its 95 % confidence interval; and ``unit``, the CPU seconds of a norm and a write, None if not
+        measured.
     """
     samples, clock = table["samples"], table.get("clock", "wall")
     unit = statistics.median(table["unit"]["cpu"]) if table.get("unit") else None

@@ -30,7 +30,7 @@ def norm_and_write(like: Tensor, elements: int) -> Callable[[], None]:
 
     Args:
         like: A parameter, for its dtype and device.
-        elements: How many parameters the network has.
+        elements: The network's number of parameters.
 
     Returns:
         Callable: Runs both operations once.
@@ -45,7 +45,7 @@ def norm_and_write(like: Tensor, elements: int) -> Callable[[], None]:
 
 
 class Clock:
-    """Reads ``wall`` and ``cpu`` seconds; on a GPU ``wall``, and ``peak``, the bytes above what was there before.
+    """Reads ``wall`` and ``cpu`` seconds; on a GPU ``wall``, and ``peak``, the bytes allocated on top of memory in use.
 
     On a GPU it records two events on the stream and reads the time between them. It waits for them only between rounds.
     """
@@ -87,8 +87,8 @@ class Clock:
 class Rotation:
     """Chooses the contender of each step, and adds the readings of complete rounds to the columns of ``samples``.
 
-    It has enough after that many ``seconds`` in all and ``rounds``, and calls ``save`` every few seconds. With
-    ``unit``, it runs that operation once a round and adds its time to ``units``.
+    It is finished after ``seconds`` seconds in total and ``rounds`` rounds. It calls ``save`` every few seconds. With
+    ``unit``, it runs that operation once per round and adds its time to ``units``.
     """
 
     def __init__(

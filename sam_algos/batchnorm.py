@@ -31,13 +31,13 @@ def recalibrate(
     """Recompute BatchNorm's running statistics at the model's weights, as the plain average over ``batches``.
 
     For ``n`` batches with means ``m_i`` and unbiased variances ``v_i`` of a layer's inputs, ``running_mean`` becomes
-    ``Σ m_i / n`` and ``running_var`` becomes ``Σ v_i / n``. The averages that training leaves belong to
-    the weights that its passes ran at, displaced ones with Momentum-SAM, and to few samples with ``ascent_fraction``.
-    These are averages at the weights that are evaluated.
+    ``Σ m_i / n`` and ``running_var`` becomes ``Σ v_i / n``. Training averages at the weights
+    that its passes ran at, which are displaced with Momentum-SAM, and over few samples with ``ascent_fraction``. This
+    function averages at the weights that are evaluated.
 
     Only the recomputed layers run in training mode. Dropout stays off, so that the statistics match the network as it
-    is evaluated (with dropout before BatchNorm they differ). ``torch.optim.swa_utils.update_bn`` drops out, and
-    recomputes frozen layers too.
+    is evaluated (with dropout before BatchNorm they differ). ``torch.optim.swa_utils.update_bn`` leaves dropout
+    on, and recomputes frozen layers too.
 
     Everything else is restored: the mode of every module, momenta, the global random streams (which loading ``batches``
     may draw from) and gradients. If a batch raises, the statistics are restored, too.
@@ -45,18 +45,19 @@ def recalibrate(
     **Cost.** One forward pass without gradients per batch.
 
     Args:
-        model (torch.nn.Module): The model. Under ``DistributedDataParallel`` or FSDP2 every process must call this,
-            with batches of its own, and gets the average over all of them; under FSDP2 with equally many batches.
-        batches (Iterable): Training data. Larger batches are better, ``BatchNorm`` needs two samples.
-        limit (int, optional): The most batches to run; 200 are usual (fvcore's ``update_bn_stats``). Default: all.
+        model (torch.nn.Module): The model. Under ``DistributedDataParallel`` or FSDP2 every process must call this
+            with its own batches, and gets the average over all batches. Under FSDP2 every process must have the same
+            number of batches.
+        batches (Iterable): Training data. Larger batches are better; ``BatchNorm`` needs at least two samples.
+        limit (int, optional): Maximum number of batches; 200 is usual (fvcore's ``update_bn_stats``). Default: all.
         forward (Callable, optional): ``forward(model, batch)`` runs the model on a batch, on the right device and in
-            the right precision. Default: ``model(batch)``, or of a tuple or a list its first entry.
+            the right precision. Default: ``model(batch)``, or ``model(batch[0])`` if the batch is a tuple or list.
         layers (Iterable[torch.nn.Module], optional): The BatchNorm layers to recompute. Default: those in training
             mode, so that frozen ones keep their statistics; all if the whole model is in evaluation mode. Layers
             with momentum 0 or without running statistics are left out.
 
     Returns:
-        int: The number of batches that were run; 0 if there is no layer to recompute, and then none is loaded.
+        int: The number of batches run. If there is no layer to recompute it is 0, and no batch is loaded.
 
     Raises:
         ValueError: If ``batches`` is empty, or ``limit`` is not an integer >= 1.

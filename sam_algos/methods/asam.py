@@ -60,11 +60,11 @@ class Adaptive(Perturbation):
         return Ascent(d, tensors.reciprocal(tensors.norm(norms, norms)), disposable=True)
 
     def _elementwise(self, _: Tensor, weight: Tensor) -> Tensor:
-        """``T`` of one tensor with ``scope='element'``."""
+        """``T`` for one tensor with ``scope='element'``."""
         return weight.abs().add_(self.eta)
 
     def _normalization(self, _: Sequence[Tensor], weights: list[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-        """``T`` of each, broadcastable to it."""
+        """``T`` for each weight tensor, broadcastable to its shape."""
         if self.scope == "layer":
             return [layer.to(w) + self.eta for w, layer in zip(weights, tensors.norms(weights, like), strict=True)]
         if self.scope == "filter":

@@ -46,11 +46,11 @@ class Fisher(Perturbation):
         return Ascent(d, tensors.reciprocal(norm), disposable=True)
 
     def _factors(self, gradients: Sequence[Tensor], _: Sequence[Tensor]) -> list[Tensor]:
-        """``T`` of each tensor."""
+        """``T`` for each tensor."""
         return [self._factor(g) for g in gradients]
 
     def _factor(self, gradient: Tensor) -> Tensor:
-        """``T`` of one tensor."""
+        """``T`` for one tensor."""
         g = gradient.abs() if gradient.is_complex() else gradient
         return torch.addcmul(g.new_ones(()), g, g, value=self.eta).rsqrt_()
 

@@ -53,6 +53,7 @@ def _validate(args: argparse.Namespace) -> int:
 
     try:
         recipe_of(args)
+        _check_compared(args)
     except RecipeError as error:
         if not args.json:
             raise
@@ -60,6 +61,15 @@ def _validate(args: argparse.Namespace) -> int:
         return 2
     print(json.dumps({"valid": True}) if args.json else f"valid: {args.recipe}")
     return 0
+
+
+def _check_compared(args: argparse.Namespace) -> None:
+    """Check the recipe with each method that its ``compare:`` names, as ``compare`` will."""
+    from sam_algos.recipes import check_names, comparison_of, find, load_recipe
+
+    if find(args.recipe).method is None and not any(o.startswith("method=") for o in args.overrides):
+        for method in comparison_of(args.recipe, args.overrides).methods:
+            check_names(load_recipe(args.recipe, [*args.overrides, f"method={method}"]))
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -160,13 +160,14 @@ def test_a_recipe_on_another_takes_over_its_comparison(write: Write, capsys: Cap
     assert [(row["method"], row["seed"]) for row in found] == [("sgd", 3), ("aesam", 3), ("sam", 3)]
 
 
+LIST = "must be a list of methods, each once, e.g. [sgd, sam]"
 WRONG_PLANS = {
     "compare: 3": "compare: not a mapping of keys to values",
-    "compare: {method: [sgd]}": "compare: unknown key 'method'; did you mean 'methods'?",
-    "compare: {methods: sgd}": "compare.methods: must be a list of methods, got 'sgd'; write methods: [sgd, sam]",
-    "compare: {methods: []}": "compare.methods: must be a list of methods, got []; write methods: [sgd, sam]",
-    "compare: {methods: [1]}": "compare.methods: must be a list of methods, got [1]; write methods: [sgd, sam]",
-    "compare: {methods: [sgd, sgd]}": "compare.methods: must name each method once, got ['sgd', 'sgd']",
+    "compare: {method: [sgd]}": "compare: unknown argument 'method'; did you mean 'methods'?",
+    "compare: {methods: sgd}": f"compare.methods: {LIST}, got 'sgd'",
+    "compare: {methods: []}": f"compare.methods: {LIST}, got []",
+    "compare: {methods: [1]}": f"compare.methods: {LIST}, got [1]",
+    "compare: {methods: [sgd, sgd]}": f"compare.methods: {LIST}, got ['sgd', 'sgd']",
     "compare: {seeds: 0}": "compare.seeds: must be an integer >= 1, got 0",
     "compare: {seeds: true}": "compare.seeds: must be an integer >= 1, got True",
 }
@@ -179,6 +180,13 @@ def test_a_wrong_plan_is_refused_by_every_command(write: Write, capsys: Capture,
         assert main([command, path]) == 2
         assert capsys.readouterr().err == f"error: {path}: {WRONG_PLANS[plan]}\n"
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_method_that_compare_names_and_nobody_knows_is_refused_by_validate(write: Write, capsys: Capture) -> None:
+    path = recipe(write, "compare: {methods: [sgd, samm]}\n")
+    for command in ("compare", "validate"):
+        assert main([command, path]) == 2
+        assert capsys.readouterr().err.startswith("error: method: unknown method 'samm'; did you mean 'sam'")
 
 
 def test_the_model_is_evaluated_once_after_its_last_step(write: Write, capsys: Capture) -> None:

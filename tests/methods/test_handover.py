@@ -40,12 +40,16 @@ class Replaces(torch.optim.SGD):
 class Centralizes(torch.optim.SGD):
     """Puts a gradient in place of the one that it is given, and computes it from that."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.share = 0.9
+
     def step(self, closure: Any = None) -> None:
         if closure is not None:
             closure()
         for group in self.param_groups:
             for p in group["params"]:
-                p.grad = p.grad - p.grad.mean()
+                p.grad = p.grad - self.share * p.grad.mean()
         super().step()
 
 

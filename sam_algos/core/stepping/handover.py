@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
@@ -77,19 +76,20 @@ def _ignores_gradients(optimizer: Optimizer, param: Tensor) -> bool:
     group = next(g for g in optimizer.param_groups if any(p is param for p in g["params"]))
     left = []
     for factor in (1.0, -2.0):
-        stand_in = nn.Parameter(param.detach().clone())
-        ramp = torch.arange(1.0, param.numel() + 1, device=param.device).view(param.shape)
-        stand_in.grad = (factor * ramp.square()).to(param)
-        trial = copy.copy(optimizer)
-        trial.__dict__.update(
-            param_groups=[{**group, "params": [stand_in]}],
-            state=defaultdict(dict),
-            _optimizer_step_pre_hooks=OrderedDict(),
-            _optimizer_step_post_hooks=OrderedDict(),
-        )
         try:
+            stand_in = nn.Parameter(param.detach().clone())
+            ramp = torch.arange(1.0, param.numel() + 1, device=param.device).view(param.shape)
+            stand_in.grad = (factor * ramp.square()).to(param)
+            trial = object.__new__(type(optimizer))  # as `copy.copy` would leave the attributes of subclasses behind
+            trial.__dict__.update(
+                vars(optimizer),
+                param_groups=[{**group, "params": [stand_in]}],
+                state=defaultdict(dict),
+                _optimizer_step_pre_hooks=OrderedDict(),
+                _optimizer_step_post_hooks=OrderedDict(),
+            )
             type(optimizer).step(trial)
-        except Exception:  # a copy does not have what the optimizer's own gradient comes from
+        except Exception:  # shards, or a copy does not have what the optimizer's own gradient comes from
             return True
         left.append(stand_in.grad)
     return left[0] is not None and left[1] is not None and bool((left[0] == left[1]).all())

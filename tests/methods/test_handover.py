@@ -81,9 +81,11 @@ def test_methods_whose_last_pass_leaves_the_gradient_are_not(method: Method) -> 
         optimizer.step(lambda batch=batch: losses(model, batch))
 
 
-@pytest.mark.parametrize("kind", [Decays, Centralizes])
-@pytest.mark.parametrize("method", COMPUTES, ids=str)
-def test_an_optimizer_that_works_on_the_gradient_it_is_given_is_not(method: Method, kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [*((Decays, method) for method in COMPUTES), (Centralizes, COMPUTES[0]), (Centralizes, COMPUTES[-1])],
+)
+def test_an_optimizer_that_works_on_the_gradient_it_is_given_is_not(kind: Any, method: Method) -> None:
     model = make_model("mlp")
     base = kind(model.parameters(), lr=0.1, momentum=0.9)
     optimizer: Any = method.wrap(base, model=model, total_steps=9)

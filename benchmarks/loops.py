@@ -158,7 +158,8 @@ def _ddp_loop(task: Task, chosen: Mapping[str, Contender], rotation: Rotation, s
             if not ours.poll(_START.total_seconds()):  # the process group would wait half an hour
                 raise BenchmarkError(f"the second process has not begun within {_START}")
             ours.recv()
-            _ddp_rank(folder, task, chosen, seat, 0, rotation)
+            turn = torch.tensor(_STOP)  # outlives the process group, as `_ddp_rank` explains
+            _ddp_rank(folder, task, chosen, seat, turn, rotation)
         except (EOFError, RuntimeError) as error:  # raised by the pipe and the process group if the other has ended
             other.join(_PATIENCE.total_seconds() / 6)
             if other.exitcode is None:
@@ -182,18 +183,30 @@ def _other_rank(
     network, optimizer = copy.deepcopy((network, optimizer))  # objects that were sent share memory with the sender's
     task = Task(network, optimizer, itertools.cycle(batches))
     found = contenders(optimizer, mode="ddp", essential=False)
-    _ddp_rank(folder, task, {name: found[name] for name in names}, seat, 1, None)
+    turn = torch.tensor(_STOP)
+    _ddp_rank(folder, task, {name: found[name] for name in names}, seat, turn, None)
 
 
 def _ddp_rank(
-    folder: str, task: Task, chosen: Mapping[str, Contender], seat: MakeSeat, rank: int, rotation: Rotation | None
+    folder: str,
+    task: Task,
+    chosen: Mapping[str, Contender],
+    seat: MakeSeat,
+    turn: torch.Tensor,
+    rotation: Rotation | None,
 ) -> None:
+    """Take part in the loop: as rank 0 with a rotation, as rank 1 without one.
+
+    The caller holds ``turn``, which tells rank 1 what to do. The process group ends with the model, and waits for its
+    threads while it holds the GIL. A thread with the last reference to a tensor would wait for the GIL to free it.
+    """
+    rank = int(rotation is None)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", timeout=_PATIENCE, rank=rank, world_size=2)
     try:
         take = steps(task, DistributedDataParallel(task.network), chosen, seat)
         names = list(chosen)
         while True:
-            turn = torch.tensor(_STOP if rotation is None or rotation.finished else names.index(rotation.turn()))
+            turn.fill_(_STOP if rotation is None or rotation.finished else names.index(rotation.turn()))
             dist.broadcast(turn, 0)
             if turn == _STOP:
                 return

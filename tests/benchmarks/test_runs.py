@@ -125,7 +125,7 @@ run(parse([*arguments, sys.argv[1]]))
 def test_cost_with_two_processes(tmp_path: Path):
     """In a process of its own, as a fork of one that has other threads may wait for ever."""
     command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path)]
-    done = subprocess.run(command, cwd=environment.ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=environment.ROOT, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr
     assert "SAM(synchronize=True)" in load_result(tmp_path / "x.json").data["mlp/ddp"]["samples"]
 

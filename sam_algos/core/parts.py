@@ -132,7 +132,7 @@ class Schedule(Part):
 
         It may follow ``step.progress`` and the learning rates, and with ``reads_gradient`` the plain gradient: it is
         then asked after the policy, so that a gradient which both read is computed once. A scalar tensor stays on its
-        device; a radius of zero that is a tensor costs what any other does. `Rho` remembers numbers, which
+        device; a radius of zero that is a tensor costs what any other does. ``Rho`` remembers numbers, which
         ``step.memory`` holds in the next step.
         """
 
